@@ -1,0 +1,238 @@
+"""What an attack cell does with its attack: at each eps, once, over draws, or round by round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.bench import Bench, Result
+from harness.craft import Assault, Victim, wanted_labels
+from harness.eightbit import on_grid
+from harness.errors import BudgetSpent, PluginError
+from harness.options import Resolved
+from harness.outcome import Outcome
+from harness.plan import own_seed_points
+from harness.plugin import CORRUPTION
+from harness.target import Ledger
+from harness.threat import Threat
+from harness.verify import ALONE, Samples, Verdict, judge, unstable
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass
+class Columns:
+    """One column for each eps, filled over all samples as verdicts come in."""
+
+    samples: Samples
+    eight_bit: bool
+    verdicts: list[Arrays] = field(default_factory=list)
+    images: list[np.ndarray[Any, Any]] = field(default_factory=list)
+
+    def add(self, rows: Tensor, verdict: Verdict, ledger: Ledger, x_adv: Tensor) -> None:
+        """A column: the verdict on the samples at `rows`; the others were not attacked."""
+        n, at = len(self.samples.x), rows.cpu().numpy()
+        column: Arrays = {
+            "outcome": np.full(n, Outcome.SKIPPED, np.uint8),
+            "label": self.samples.clean.cpu().numpy().copy(),
+            "distance": np.zeros((n, 4)),
+            "forward": np.zeros(n, np.int64),
+            "backward": np.zeros(n, np.int64),
+        }
+        if self.eight_bit:
+            column |= {"label8": column["label"].copy(), "distance8": np.zeros((n, 4))}
+        given = {
+            "outcome": verdict.outcome,
+            "label": verdict.label,
+            "distance": verdict.distance,
+            "label8": verdict.label8,
+            "distance8": verdict.distance8,
+        }
+        for name, values in given.items():
+            if values is not None:
+                column[name][at] = values.cpu().numpy()
+        column["forward"][at], column["backward"][at] = ledger.forward, ledger.backward
+        self.verdicts.append(column)
+        image = self.samples.x.cpu().numpy().copy()
+        image[at] = x_adv.detach().cpu().numpy()
+        self.images.append(image)
+
+    def arrays(self) -> Arrays:
+        """(n, columns, …) of everything."""
+        names = self.verdicts[0]
+        return {name: np.stack([v[name] for v in self.verdicts], axis=1) for name in names}
+
+
+def run(bench: Bench) -> Result:
+    """Run the attack cell of the bench."""
+    attack, row = bench.attack, bench.threat
+    if attack is None or row is None:
+        raise PluginError("an attack cell without an attack")
+    victim = bench.victim()
+    samples = bench.samples(victim.predictor)
+    if row.target != "none":
+        wanted = wanted_labels(row.target, samples, victim, bench.seed)
+        samples = replace(samples, wanted=wanted)
+    assault = Assault(attack, victim, bench.seed, bench.batch, bench.other)
+    if row.norm == CORRUPTION:
+        arrays, facts, examples = _corrupt(bench, assault, samples)
+    elif attack.entry.spec.prepares:
+        arrays, facts, examples = _rounds(bench, assault, samples)
+    else:
+        arrays, facts, examples = _crossed(bench, assault, samples)
+    common: Arrays = {
+        "ids": np.asarray(samples.ids, np.int64),
+        "y": samples.y.cpu().numpy(),
+        "clean": samples.clean.cpu().numpy(),
+        "norm2": samples.x.double().flatten(1).norm(dim=1).cpu().numpy(),
+    }
+    if samples.wanted is not None:
+        common["target"] = samples.wanted.cpu().numpy()
+    cost = {k: int(arrays[k].sum()) for k in ("forward", "backward")}
+    return Result(
+        "ok",
+        facts={"access": access(attack), "kind": _kind(bench), **facts},
+        cost=cost,
+        weights=bench.task["weights"],
+        arrays={**common, **arrays},
+        examples=examples if bench.task["keep_examples"] else None,
+        distributions=bench.distributions,
+        device=bench.device_name,
+    )
+
+
+def access(attack: Resolved) -> str:
+    """Which kind of attack this was: what of the judged model the images were made with."""
+    spec = attack.entry.spec
+    if spec.prepares:
+        return "substitute"
+    if any(r.kind == "model" for r in attack.refs):
+        return "transfer"
+    gradient = str(attack.given.gradient)
+    return spec.needs if gradient == "exact" else gradient
+
+
+def _kind(bench: Bench) -> str:
+    if bench.threat is not None and bench.threat.norm == CORRUPTION:
+        return CORRUPTION
+    return bench.attack.entry.spec.kind if bench.attack else ""
+
+
+def _grid(bench: Bench) -> list[Threat]:
+    row, attack = bench.threat, bench.attack
+    if row is None or attack is None:
+        raise PluginError("an attack cell without a threat model")
+    if attack.entry.spec.kind == "minimum-norm":
+        return [Threat(row.norm, math.inf)]
+    return [Threat(row.norm, e.value) for e in row.eps]
+
+
+def _attacked(bench: Bench, samples: Samples) -> Tensor:
+    """Positions of the samples that are attacked: the correct ones, or all."""
+    if bench.task["all_samples"]:
+        return torch.arange(len(samples.x), device=samples.x.device)
+    return (samples.clean == samples.y).nonzero()[:, 0]
+
+
+def _crossed(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, Any, Any]:
+    grid, rows = _grid(bench), _attacked(bench, samples)
+    part = samples.at(rows)
+    columns = Columns(samples, on_grid(samples.x))
+    doubtful = 0
+    for done, threat in enumerate(grid):
+        x_adv, ledger = assault.craft(part, threat)
+        verdict, odd = _judged(assault.victim, part, x_adv, threat, eight_bit=columns.eight_bit)
+        doubtful = max(doubtful, odd)
+        columns.add(rows, verdict, ledger, x_adv)
+        bench.progress(done + 1, len(grid))
+    return columns.arrays(), _stability(doubtful), _examples(columns)
+
+
+def _judged(
+    victim: Victim, part: Samples, x_adv: Tensor, threat: Threat, *, eight_bit: bool
+) -> tuple[Verdict, int]:
+    """The verdict, in which images whose label depends on the batch are UNSTABLE, and how many."""
+    verdict = judge(victim.predictor, part, x_adv, threat, eight_bit=eight_bit)
+    legal = (verdict.outcome == Outcome.ROBUST) | (verdict.outcome == Outcome.ADVERSARIAL)
+    shown = torch.where(legal.view(-1, 1, 1, 1), x_adv.detach(), part.x)
+    odd = unstable(victim.predictor, part, shown, verdict.label)
+    verdict.outcome[odd] = Outcome.UNSTABLE
+    return verdict, len(odd)
+
+
+def _stability(doubtful: int) -> dict[str, Any]:
+    flags = [f"labels of {doubtful} of {ALONE} images depend on the batch"] if doubtful else []
+    return {"flags": flags, "batch_dependent": doubtful}
+
+
+def _examples(columns: Columns) -> Mapping[str, np.ndarray[Any, Any]]:
+    return {"x_adv": np.stack(columns.images, axis=1)}
+
+
+def _corrupt(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, Any, Any]:
+    """Every sample at every severity, `draws` times; only the box is checked."""
+    row = bench.threat
+    if row is None:
+        raise PluginError("an attack cell without a threat model")
+    n, severities = len(samples.x), [e.value for e in row.eps]
+    correct = np.zeros((n, len(severities), row.draws), np.uint8)
+    forward = np.zeros((n, len(severities)), np.int64)
+    invalid = 0
+    for s, severity in enumerate(severities):
+        threat = Threat(CORRUPTION, severity)
+        for draw in range(row.draws):
+            x_adv, ledger = assault.craft(samples, threat, restart=draw)
+            verdict = judge(assault.victim.predictor, samples, x_adv, threat, eight_bit=False)
+            correct[:, s, draw] = (verdict.label == samples.y).cpu().numpy()
+            invalid += int((verdict.outcome > Outcome.ADVERSARIAL).sum())
+            forward[:, s] += ledger.forward
+        bench.progress(s + 1, len(severities))
+    flags = [f"{invalid} corrupted images were invalid"] if invalid else []
+    arrays: Arrays = {
+        "draw_correct": correct,
+        "forward": forward,
+        "backward": np.zeros_like(forward),
+    }
+    return arrays, {"flags": flags}, {}
+
+
+def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, Any, Any]:
+    """Every round of a preparing attack, judged at every eps; the last is the row."""
+    grid, rows = _grid(bench), _attacked(bench, samples)
+    part = samples.at(rows)
+    _, reserved = bench.ids()
+    own = own_seed_points(assault.attack)
+    seeds = bench.images(reserved[len(reserved) - own :])
+    rounds, ledger = assault.prepare(seeds, bench.device)
+    columns: Columns | None = None
+    labels, infos = [], []
+    try:
+        for turn in rounds:
+            columns = Columns(samples, on_grid(samples.x))
+            infos.append({k: float(v) for k, v in turn.info.items()})
+            infos[-1]["queries"] = int(ledger.forward.sum())
+            for threat in grid:
+                x_adv, spent = assault.craft_on(turn.attack, turn.substitute, part, threat)
+                verdict, _ = _judged(
+                    assault.victim, part, x_adv, threat, eight_bit=columns.eight_bit
+                )
+                columns.add(rows, verdict, spent, x_adv)
+            labels.append(columns.arrays()["label"])
+    except BudgetSpent as error:
+        if columns is None:
+            raise PluginError(f"no round was prepared within the budget: {error}") from error
+    if columns is None:
+        raise PluginError("prepare() gave no round")
+    arrays = {**columns.arrays(), "round_label": np.stack(labels).astype(np.int16)}
+    facts = {
+        "rounds": infos,
+        "preparation_queries": int(ledger.forward.sum()),
+        **_stability(0),
+    }
+    return arrays, facts, _examples(columns)

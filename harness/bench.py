@@ -1,0 +1,177 @@
+"""A task unpacked: plugins looked up, data opened, the device chosen.
+
+Fit cells and attack cells work on a `Bench` and leave a `Result`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.budget import Epsilon
+from harness.craft import Victim
+from harness.data import Arrays, DataRef, as_images, choose
+from harness.fit import Workshop, from_cache
+from harness.manifest import ThreatRow
+from harness.options import AttackOptions, ModelOptions, Resolved, resolve
+from harness.predict import Predictor
+from harness.registry import Catalogue, discover
+from harness.selection import parse_selection
+from harness.verify import Samples
+
+CHUNK_VALUES = 160_000  # input values of a batch on a CPU: the fastest batches fit its caches
+MOST_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a cell leaves. `examples` are the adversarial images, where they are to be kept."""
+
+    status: str
+    reason: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    arrays: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    examples: Mapping[str, np.ndarray[Any, Any]] | None = None
+    distributions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task unpacked: plugins looked up, data opened, the device chosen."""
+
+    task: Mapping[str, Any]
+    catalogue: Catalogue
+    model: Resolved
+    attack: Resolved | None
+    threat: ThreatRow | None
+    ref: DataRef
+    arrays: Arrays
+    device: torch.device
+    progress: Callable[[int, int], None]
+
+    @classmethod
+    def of(cls, task: Mapping[str, Any], progress: Callable[[int, int], None]) -> Bench:
+        catalogue = plugins()
+        ref = DataRef.from_dict(task["data"]["ref"])
+        return cls(
+            task=task,
+            catalogue=catalogue,
+            model=_resolve_model(task["model"], catalogue),
+            attack=_resolve_attack(task["attack"], catalogue) if task["attack"] else None,
+            threat=_threat(task["threat"]) if task["threat"] else None,
+            ref=ref,
+            arrays=_open(ref),
+            device=torch.device(task["device"]),
+            progress=progress,
+        )
+
+    @property
+    def seed(self) -> int:
+        return int(self.task["seed"])
+
+    @property
+    def batch(self) -> int:
+        return int(self.task["batch"] or batch_size(self.ref.shape, self.device))
+
+    @property
+    def workshop(self) -> Workshop:
+        cache = Path(self.task["cache"])
+        identity = self.task["data"]["identity"]
+        return Workshop(self.ref, identity, cache, self.device, self.batch)
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's name, or `cpu`."""
+        if self.device.type != "cuda":
+            return "cpu"
+        return str(torch.cuda.get_device_name(self.device))
+
+    @property
+    def distributions(self) -> dict[str, str]:
+        """Versions of the distributions whose plugins took part."""
+        parts = [self.model, *([self.attack] if self.attack else [])]
+        return {p.entry.dist: p.entry.version for p in parts}
+
+    def ids(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Test images that are evaluated, and those that are seed points."""
+        data = self.task["data"]
+        return choose(self.arrays.test_y, data["how"], data["limit"], data["seed_points"])
+
+    def images(self, ids: np.ndarray[Any, Any]) -> Tensor:
+        return as_images(self.arrays.test_x, ids).to(self.device)
+
+    def predictor(self, module: nn.Module) -> Predictor:
+        randomised = self.model.entry.spec.randomised
+        return Predictor(module, self.ref.classes, self.batch, randomised, self.seed)
+
+    def victim(self) -> Victim:
+        """The fitted model of the cell."""
+        module = from_cache(self.model, self.seed, self.workshop, self.task["weights"])
+        surrogate = None
+        if self.model.entry.spec.surrogate:
+            surrogate = module.surrogate()  # type: ignore[operator]
+            surrogate = surrogate.to(self.device).eval().requires_grad_(requires_grad=False)
+        return Victim(self.model.entry.spec, self.predictor(module), surrogate)
+
+    def other(self, model: Resolved) -> tuple[nn.Module, Any]:
+        """Another fitted model of the board, with its spec."""
+        return from_cache(model, self.seed, self.workshop, ""), model.entry.spec
+
+    def samples(self, predictor: Predictor) -> Samples:
+        ids, _ = self.ids()
+        x = self.images(ids)
+        y = torch.from_numpy(self.arrays.test_y[ids]).to(self.device)
+        return Samples(x, y, predictor.labels(x, ids.tolist()), ids.tolist())
+
+
+@lru_cache(maxsize=1)
+def plugins() -> Catalogue:
+    return discover()
+
+
+@lru_cache(maxsize=2)
+def _open(ref: DataRef) -> Arrays:
+    return ref.open()
+
+
+def _resolve_model(raw: Any, catalogue: Catalogue) -> Resolved:
+    selection = parse_selection(raw, "model")
+    return resolve(selection, catalogue.model(selection.name), ModelOptions, catalogue, "model")
+
+
+def _resolve_attack(raw: Any, catalogue: Catalogue) -> Resolved:
+    selection = parse_selection(raw, "attack")
+    return resolve(selection, catalogue.attack(selection.name), AttackOptions, catalogue, "attack")
+
+
+def _threat(raw: Mapping[str, Any]) -> ThreatRow:
+    return ThreatRow(
+        norm=raw["norm"],
+        eps=tuple(Epsilon(**e) for e in raw["eps"]),
+        reference=Epsilon(**raw["reference"]),
+        draws=raw["draws"],
+        target=raw["target"],
+        core=tuple(raw["core"]),
+    )
+
+
+def batch_size(shape: tuple[int, int, int], device: torch.device) -> int:
+    """Rows of a batch: what a CPU's caches hold, or a share of the GPU's free memory."""
+    values = int(np.prod(shape))
+    rows = CHUNK_VALUES // values
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        rows = min(free // (values * 4 * 2_000), 8 * MOST_ROWS)  # activations: some 2,000 x input
+    elif rows > MOST_ROWS:
+        rows = MOST_ROWS
+    return max(8, rows // 8 * 8)

@@ -1,0 +1,78 @@
+"""References made real: an option that names a plugin becomes that plugin's own object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.api import Attack
+from harness.options import Resolved, ResolvedRef
+from harness.rng import Rng
+from harness.target import Target
+from harness.threat import Threat
+
+TargetOf = Callable[[Resolved], Target | None]
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """An attack run `times` times, each from fresh draws; only samples not yet fooled go on.
+
+    Of a fixed-budget attack the first image that fools is kept, of a minimum-norm attack (infinite
+    eps) the closest. Whether a sample is fooled is asked of the target, and counted.
+    """
+
+    attack: Attack
+    times: int
+
+    def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
+        best = self.attack(target, x, y, threat, rng)
+        shortest = _reached(target, best, x, y, threat)
+        for restart in range(1, self.times):
+            going = shortest == torch.inf
+            rows = (going if threat.eps != torch.inf else torch.ones_like(going)).nonzero()[:, 0]
+            if not len(rows):
+                break
+            few = target.at(rows)
+            tried = self.attack(few, x[rows], y[rows], threat, rng.restarted(restart).at(rows))
+            reached = _reached(few, tried, x[rows], y[rows], threat)
+            better = reached < shortest[rows]
+            best[rows[better]] = tried[better]
+            shortest[rows[better]] = reached[better]
+        return best
+
+
+def _reached(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """Distance of the images that fool within the rules, (n,), infinite for the others."""
+    fooled = (target.labels(x_adv) != y) & threat.allows(x_adv, x)
+    return torch.where(fooled, threat.distance(x_adv, x), torch.inf)
+
+
+def bind(resolved: Resolved, target_of: TargetOf) -> Any:
+    """The component with its references resolved: fitted models as targets, recipes, attacks."""
+    component = resolved.component
+    bound = {
+        f.name: _bound(value, target_of)
+        for f in fields(component)
+        if isinstance(value := getattr(component, f.name), ResolvedRef)
+    }
+    return replace(component, **bound) if bound else component
+
+
+def bind_attack(resolved: Resolved, target_of: TargetOf) -> Attack:
+    """The attack, with the harness's restarts around it."""
+    attack: Attack = bind(resolved, target_of)
+    restarts = resolved.given.restarts
+    return Restarted(attack, restarts) if restarts > 1 else attack
+
+
+def _bound(ref: ResolvedRef, target_of: TargetOf) -> Any:
+    if ref.kind == "model":
+        return target_of(ref.resolved)
+    if ref.kind == "attack":
+        return bind_attack(ref.resolved, target_of)
+    return bind(ref.resolved, target_of)

@@ -1,0 +1,279 @@
+"""board.toml: a data set x models x attacks x threat models x seeds.
+
+    name = "digits"
+    version = 1
+    title = "Quick board"
+    dataset = "digits"
+    limit = 300                     # evaluated test images; all of them where it is left out
+    models = ["linear", "at:eps=0.1", { use = "mlp", label = "MLP" }]
+    attacks = ["pgd:steps=40", "uniform_noise"]
+    core = ["pgd:steps=40", "uniform_noise"]      # what a rank is by; labels of attacks
+
+    [[threat]]
+    norm = "Linf"
+    eps = ["1/16", 0.125]
+    reference = "1/16"              # the budget that ranks; the grid's last where it is left out
+
+A threat of norm `corruption` has a grid of severities, and `draws` that are averaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from harness.budget import Epsilon, near_fraction, parse_epsilon, parse_norm
+from harness.errors import UsageError, did_you_mean
+from harness.manifest import ThreatRow
+from harness.plugin import CORRUPTION, Selection
+from harness.selection import parse_selection
+
+TARGETS = ("none", "random", "least", "next")
+ORDERS = ("stratified", "first")
+CORRUPTION_DRAWS = 10
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model or an attack of a board, and the label its tables show."""
+
+    selection: Selection
+    label: str
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board as read, nothing looked up yet. `sha256` is of the file's bytes."""
+
+    name: str
+    dataset: Selection
+    models: tuple[Choice, ...]
+    attacks: tuple[Choice, ...]
+    threats: tuple[ThreatRow, ...]
+    core: tuple[str, ...] = ()
+    version: int = 1
+    title: str = ""
+    samples: str = "stratified"
+    limit: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    all_samples: bool = False
+    sha256: str = ""
+    hints: tuple[str, ...] = field(default=(), compare=False)
+
+
+def read_board(path: Path) -> Board:
+    """The board in a board.toml. Raises UsageError: file, key, expected, got."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_board(raw, str(path))
+
+
+def parse_board(raw: bytes, where: str) -> Board:
+    try:
+        table = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{where}: not TOML: {error}") from error
+    reader = _Reader(table, where)
+    choices = {
+        kind: tuple(
+            _choice(item, f"{where}: {kind}[{i}]")
+            for i, item in enumerate(reader.take(kind, _list, "a list"))
+        )
+        for kind in ("models", "attacks")
+    }
+    threats = tuple(
+        _threat(_Reader(_table(t), f"{where}: threat[{i}]"))
+        for i, t in enumerate(reader.take("threat", _list, "one [[threat]] or more"))
+    )
+    board = Board(
+        name=reader.take("name", _text, "a text"),
+        dataset=parse_selection(reader.take("dataset", _selectable, "a name"), f"{where}: dataset"),
+        models=choices["models"],
+        attacks=choices["attacks"],
+        threats=threats,
+        core=reader.take("core", _list_of(_text), "a list of attacks", ()),
+        version=reader.take("version", _positive, "an integer from 1", 1),
+        title=reader.take("title", _text, "a text", ""),
+        samples=reader.take("samples", _one_of(ORDERS), f"one of {ORDERS}", "stratified"),
+        limit=reader.take("limit", _positive, "an integer from 1", None),
+        seeds=reader.take("seeds", _list_of(_seed), "a list of integers", (0,)),
+        all_samples=reader.take("all_samples", _bool, "true or false", default=False),
+        sha256=hashlib.sha256(raw).hexdigest(),
+    )
+    reader.finish()
+    return checked(board, where)
+
+
+def checked(board: Board, where: str) -> Board:
+    """The board, if its parts fit together; with hints about budgets that look mistyped."""
+    for kind, labels in (("models", board.models), ("attacks", board.attacks)):
+        names = [c.label for c in labels]
+        if not names:
+            raise UsageError(f"{where}: {kind}: nothing selected")
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"{where}: {kind}: {name!r} stands twice; give one a label")
+    norms = [t.norm for t in board.threats]
+    if not norms:
+        raise UsageError(f"{where}: threat: nothing selected")
+    if len(set(norms)) < len(norms):
+        raise UsageError(f"{where}: threat: a norm stands twice in {norms}")
+    attacks = [c.label for c in board.attacks]
+    for name in board.core:
+        if name not in attacks:
+            raise UsageError(
+                f"{where}: core: {name!r} is not an attack of the board"
+                f"{did_you_mean(name, attacks)} (attacks: {', '.join(attacks)})"
+            )
+    if not board.seeds or len(set(board.seeds)) < len(board.seeds):
+        raise UsageError(f"{where}: seeds: expected different integers, got {list(board.seeds)}")
+    hints = [near_fraction(e) for t in board.threats if t.norm != CORRUPTION for e in t.eps]
+    return replace(board, hints=tuple(f"{where}: {h}" for h in hints if h))
+
+
+def _choice(item: Any, where: str) -> Choice:
+    label = None
+    if isinstance(item, Mapping):
+        label = item.get("label")
+        if label is not None and not (isinstance(label, str) and label.strip()):
+            raise UsageError(f"{where}: label: expected a text, got {label!r}")
+        item = {k: v for k, v in item.items() if k != "label"}
+    selection = parse_selection(item, where)
+    return Choice(selection, label or str(selection))
+
+
+def _threat(reader: _Reader) -> ThreatRow:
+    where = reader.where
+    norm = parse_norm(reader.take("norm", _scalar, "Linf, L2, L1, L0 or corruption"), where)
+    texts = reader.take("eps", _list, "a list of budgets such as [0.1, '8/255']")
+    grid = tuple(parse_epsilon(e, f"{where}: eps") for e in texts)
+    reference = parse_epsilon(
+        reader.take("reference", _scalar, "a budget of the grid", texts[-1] if texts else None),
+        f"{where}: reference",
+    )
+    row = ThreatRow(
+        norm=norm,
+        eps=grid,
+        reference=reference,
+        draws=reader.take(
+            "draws", _positive, "an integer from 1", CORRUPTION_DRAWS if norm == CORRUPTION else 1
+        ),
+        target=reader.take("target", _one_of(TARGETS), f"one of {TARGETS}", "none"),
+    )
+    reader.finish()
+    return grid_checked(row, where)
+
+
+def grid_checked(row: ThreatRow, where: str) -> ThreatRow:
+    """The threat model, if its grid increases and holds its reference."""
+    values = [e.value for e in row.eps]
+    if not values or any(b <= a for a, b in pairwise(values)):
+        raise UsageError(
+            f"{where}: eps: expected an increasing grid, got {[e.text for e in row.eps]}"
+        )
+    if row.reference.value not in values:
+        raise UsageError(
+            f"{where}: reference: {row.reference.text} is not in the grid "
+            f"{[e.text for e in row.eps]}"
+        )
+    return row
+
+
+class _Reader:
+    """Takes typed keys out of a TOML table, and says which key was wrong."""
+
+    def __init__(self, table: Mapping[str, Any], where: str) -> None:
+        self.table, self.where = dict(table), where
+        self.known: list[str] = []
+
+    def take(self, key: str, read: Callable[[Any], Any], expected: str, default: Any = ...) -> Any:
+        self.known.append(key)
+        if key not in self.table:
+            if default is ...:
+                raise UsageError(f"{self.where}: {key}: missing; expected {expected}")
+            return default
+        value = self.table.pop(key)
+        try:
+            return read(value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{self.where}: {key}: expected {expected}, got {value!r}") from error
+
+    def finish(self) -> None:
+        for key in self.table:
+            raise UsageError(
+                f"{self.where}: unknown key {key!r}{did_you_mean(key, self.known)} "
+                f"(known: {', '.join(self.known)})"
+            )
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _list_of(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda value: tuple(read(item) for item in _list(value))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _positive(value: Any) -> int:
+    if _seed(value) < 1:
+        raise ValueError
+    return int(value)
+
+
+def _seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _scalar(value: Any) -> str | int | float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError
+    return value
+
+
+def _selectable(value: Any) -> Any:
+    if not isinstance(value, str | dict):
+        raise TypeError
+    return value
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"threat: expected a table, got {value!r}")
+    return value
+
+
+def _one_of(known: tuple[str, ...]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in known:
+            raise ValueError
+        return str(value)
+
+    return read
+
+
+def epsilons(texts: tuple[str, ...], where: str) -> tuple[Epsilon, ...]:
+    """A grid from the command line, in increasing order."""
+    return tuple(sorted((parse_epsilon(t, where) for t in texts), key=lambda e: e.value))

@@ -1,0 +1,81 @@
+"""One cell, run anywhere: the function that executors call. Strangers' code runs here alone.
+
+`run_cell(task)` takes what `plan.task` wrote and gives a `Result`. Whatever a plugin does, but for
+an interrupt, becomes a status with a reason.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import attack_cell
+from harness.bench import Bench, Result
+from harness.craft import out_of_memory
+from harness.errors import HarnessError
+from harness.fit import fitted
+
+
+def run_cell(task: dict[str, Any], progress: Callable[[int, int], None] | None = None) -> Result:
+    """Run a cell. Never raises but on an interrupt: a failure is a result."""
+    torch.set_num_threads(int(task["threads"]))
+    if task["device"].startswith("cuda"):
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+    wall, cpu = time.time(), time.process_time()
+    try:
+        bench = Bench.of(task, progress or (lambda _done, _total: None))
+        result = fit(bench) if task["kind"] == "fit" else attack_cell.run(bench)
+    except (Exception, SystemExit) as error:  # a plugin may well call sys.exit
+        result = failure(error)
+    cost = {
+        **result.cost,
+        "start": wall,
+        "wall_seconds": time.time() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    return Result(**{**vars(result), "cost": cost})
+
+
+def failure(error: BaseException) -> Result:
+    """What went wrong, in one line, with the place where a stranger's code raised it."""
+    status = "oom" if out_of_memory(error) else "failed"
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, HarnessError):
+        return Result(status, text)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return Result(status, f"{type(error).__name__}: {text}{place}")
+
+
+def fit(bench: Bench) -> Result:
+    """Train, or take from the cache; predict the evaluated images twice."""
+    module, weights = fitted(bench.model, bench.seed, bench.workshop, bench.progress)
+    predictor = bench.predictor(module)
+    ids, _ = bench.ids()
+    x, y = bench.images(ids), torch.from_numpy(bench.arrays.test_y[ids]).to(bench.device)
+    first = predictor.labels(x, ids.tolist())
+    again = predictor.labels(x.flip(0), ids[::-1].tolist()).flip(0)
+    flags = []
+    if changed := int((first != again).sum()):
+        flags.append(f"labels of {changed} of {len(ids)} images changed between two calls")
+    correct = (first == y) & (again == y)
+    return Result(
+        "ok",
+        facts={"clean_accuracy": float(correct.double().mean()), "flags": flags},
+        weights=weights,
+        arrays={
+            "ids": ids,
+            "y": bench.arrays.test_y[ids],
+            "clean": torch.where(correct, first, torch.where(first == y, again, first))
+            .cpu()
+            .numpy(),
+        },
+        distributions=bench.distributions,
+        device=bench.device_name,
+    )

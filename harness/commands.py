@@ -1,0 +1,274 @@
+"""What the commands of the command line do. Prints to stdout what was asked for, else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.errors import UsageError
+from harness.executors import Executor
+from harness.executors.inline import Inline
+from harness.executors.process import Process
+from harness.leaderboard import aggregate
+from harness.plan import Plan, state
+from harness.records import Record
+from harness.registry import Catalogue
+from harness.session import (
+    Place,
+    Session,
+    cache_folder,
+    plan_board,
+    read_manifest,
+    settle,
+    write_tables,
+)
+
+
+@dataclass(frozen=True)
+class How:
+    """The options of `harness run` that change how, not what."""
+
+    device: str
+    jobs: int | None
+    executor: str | None
+    timeout: float | None
+    keep_examples: bool
+    retry: bool
+    force: bool
+
+
+def run(session: Session, *, as_json: bool, how: How) -> int:
+    """Run what is missing; print the leaderboard. Returns the exit code."""
+    from harness.run import Driver, Settings
+
+    device = device_name(how.device)
+    place, plan = session.place, session.plan
+    for hint in plan.board.hints:
+        click.echo(f"harness: {hint}", err=True)
+    settle(place)
+    store = place.store
+    store.sweep()
+    records, problems = store.scan()
+    for problem in problems:
+        click.echo(f"harness: {problem.file} left out: {problem.reason}", err=True)
+    settings = Settings(
+        cache=cache_folder(),
+        device=device,
+        keep_examples=how.keep_examples,
+        retry=how.retry,
+        force=how.force,
+    )
+    driver = Driver(plan, store, records, settings)
+    if session.own is not None:  # the manifest is there from the start, for `harness report`
+        write_tables(place, session.own.manifest, records)
+    if driver.todo:
+        jobs = how.jobs or (os.cpu_count() or 1 if device == "cpu" else 1)
+        with _progress(driver.todo) as tell, _executor(how, min(jobs, driver.todo)) as executor:
+            driver.tell = tell
+            driver.run(executor)
+    records = driver.records
+    if session.own is not None:
+        write_tables(place, session.own.manifest, records)
+    _print(session, records, as_json=as_json)
+    return 0 if all(_succeeded(plan, key, records) for key in plan.cells) else 1
+
+
+def _succeeded(plan: Plan, key: str, records: dict[str, Record]) -> bool:
+    return state(plan.cells[key], records) in ("cached", "incompatible")
+
+
+def _print(session: Session, records: dict[str, Record], *, as_json: bool) -> None:
+    plan, place = session.plan, session.place
+    if as_json:
+        for key in plan.cells:
+            if key in records:
+                click.echo(json.dumps(public(records[key]), sort_keys=True))
+        return
+    from harness.render import terminal
+
+    terminal.render(aggregate(plan.manifest, records, place.store.scan()[1]))
+    if session.foreign:
+        click.echo(
+            f"{session.foreign} of {len(plan.cells)} cells are not the board's own: stored in "
+            f"{place.folder / 'records'}, kept out of the board's table"
+        )
+    if session.own is not None:
+        click.echo(f"Table: {place.folder / 'README.md'}")
+
+
+def public(record: Record) -> dict[str, Any]:
+    """A record without its arrays, JSON-able."""
+    names = (
+        "key",
+        "kind",
+        "identity",
+        "status",
+        "reason",
+        "facts",
+        "cost",
+        "provenance",
+        "weights",
+    )
+    return {name: getattr(record, name) for name in names}
+
+
+@contextmanager
+def _executor(how: How, jobs: int) -> Iterator[Executor]:
+    """In this process for one job, in others for more, or where a time-out has to be kept."""
+    chosen = how.executor or ("process" if jobs > 1 or how.timeout else "inline")
+    if chosen == "inline" and how.timeout:
+        raise UsageError("--timeout needs --executor process: nothing can stop a cell in-line")
+    executor: Executor = Inline() if chosen == "inline" else Process(jobs, how.timeout)
+    try:
+        yield executor
+    except BaseException:
+        executor.close(cancel=True)
+        raise
+    executor.close(cancel=False)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Tells of cells as they end: a bar on a terminal, else a line for each that failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("running", total=total)
+
+        def tell(event: Any) -> None:
+            if event.status != "ok":
+                bar.console.print(
+                    f"{event.status}: {event.cell}: {event.reason}", markup=False, highlight=False
+                )
+            bar.update(task, advance=1, description=str(event.cell)[:60].ljust(60))
+
+        yield tell
+
+
+def device_name(asked: str) -> str:
+    """`cpu`, `cuda` or `cuda:i`; UsageError where there is no such device."""
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device: expected auto, cpu, cuda or cuda:i, got {asked!r}")
+    if device.type == "cuda":
+        there = torch.cuda.device_count()
+        if (device.index or 0) >= there:
+            raise UsageError(f"--device {asked}: there are {there} CUDA devices on this machine")
+    return asked
+
+
+def plan(session: Session, *, as_json: bool) -> None:
+    """Every cell with its state and, where it is incompatible, why."""
+    records, _ = session.place.store.scan()
+    rows = []
+    for cell in (*session.plan.cells.values(), *session.plan.incompatible):
+        record = records.get(cell.key)
+        now = state(cell, records)
+        reason = cell.reason or (record.reason if record and now == "failed before" else "")
+        rows.append((now, cell, reason))
+    if as_json:
+        for now, cell, reason in rows:
+            click.echo(
+                json.dumps(
+                    {
+                        "state": now,
+                        "kind": cell.kind,
+                        "key": cell.key,
+                        "model": cell.label,
+                        "attack": cell.attack_label,
+                        "norm": cell.norm,
+                        "seed": cell.seed,
+                        "reason": reason,
+                    }
+                )
+            )
+        return
+    for now, cell, reason in rows:
+        click.echo(f"{now:<13} {cell}" + (f"  ({reason})" if reason else ""))
+    counts = Counter(now for now, _, _ in rows)
+    click.echo(", ".join(f"{n} {now}" for now, n in counts.items()))
+
+
+def report(place: Place, data_dir: Path | None, form: str) -> int:
+    """The leaderboard from records alone."""
+    from harness.render import cost, csv, markdown, terminal
+
+    manifest = read_manifest(place)
+    if manifest is None:  # no cells.json of this board.toml: plan it again
+        from harness.registry import discover
+
+        manifest = plan_board(place.board, discover(), data_dir).manifest
+    records, problems = place.store.scan()
+    board = aggregate(manifest, records, problems)
+    if form == "terminal":
+        terminal.render(board)
+    else:
+        click.echo({"markdown": markdown, "csv": csv, "cost": cost}[form].render(board), nl=False)
+    return 0
+
+
+def verify(session: Session, device: str) -> int:
+    """Re-check kept adversarial images. Returns the exit code."""
+    from harness.run import Settings, verify_records
+
+    settings = Settings(cache=cache_folder(), device=device_name(device))
+    checked = wrong = 0
+    for cell, reason in verify_records(session.plan, session.place.store, settings):
+        checked += 1
+        wrong += bool(reason)
+        click.echo(
+            f"{'DIFFERS' if reason else 'agrees':<8} {cell}" + (f": {reason}" if reason else "")
+        )
+    if not checked:
+        raise UsageError(
+            f"{session.place.folder}: no record has adversarial images; run the board with "
+            "--keep-examples --force"
+        )
+    click.echo(f"{checked - wrong} of {checked} records agree with their models")
+    return 1 if wrong else 0
+
+
+def fetch(name: str, catalogue: Catalogue, data_dir: Path | None) -> None:
+    """Download a data set's official files, and check them by reading them."""
+    from harness.data import DataOptions, Files
+    from harness.fetch import fetch as download
+    from harness.options import resolve
+    from harness.plugin import Selection
+
+    entry = catalogue.dataset(name)
+    if data_dir is None:
+        raise UsageError("fetch: say where to with --data-dir (or HARNESS_DATA)")
+    if not entry.spec.downloads:
+        raise UsageError(f"fetch: {name} has no files to download")
+    component = resolve(Selection(name), entry, DataOptions, catalogue, "dataset").component
+    paths = download(
+        entry.spec.name,
+        entry.spec.downloads,
+        data_dir,
+        lambda folder: component.load(Files(folder, entry.spec.name, entry.spec.downloads)),
+    )
+    for path in paths:
+        click.echo(path)

@@ -1,0 +1,252 @@
+"""From one record to numbers: what one attack did to one fitted model.
+
+Robust accuracies follow from each sample's smallest verified distance: 0 where the clean image is
+misclassified, infinite where no adversarial image was found. `harness.crossing` puts the attacks
+on one model together; the figures here are each attack's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import RecordError
+from harness.manifest import ThreatRow
+from harness.outcome import Outcome, smallest_distance, within
+from harness.plugin import NORMS
+from harness.records import Record
+from harness.statistics import wilson
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[Any]]
+
+NAN = math.nan
+KEPT_RULES = (Outcome.ROBUST, Outcome.ADVERSARIAL, Outcome.UNSTABLE)
+LEGAL = np.array([outcome in KEPT_RULES for outcome in Outcome])
+L2 = NORMS.index("L2")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of all evaluated samples, in [0, 1]: the mean over `seeds`.
+
+    low, high: 95 % Wilson interval, where there is one seed; std: over the seeds, where there are
+    several; else nan
+    """
+
+    mean: float
+    low: float = NAN
+    high: float = NAN
+    std: float = NAN
+    seeds: int = 1
+
+
+def share(values: Sequence[float], n: int) -> Share | None:
+    """One value for each seed, each a share of n samples; None where there is no value."""
+    if len(values) == 1:
+        low, high = wilson(values[0] * n, n)
+        return Share(values[0], low, high)
+    if not values:
+        return None
+    return Share(float(np.mean(values)), std=float(np.std(values, ddof=1)), seeds=len(values))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one attack did to one fitted model, beside robust accuracy; nan where undefined.
+
+    accuracy:    of the returned images at each eps: the papers' figure, not monotonised
+    success:     share of the correctly classified samples that it found an adversarial image for
+    mean_distance, median_distance, rho: over those; rho is the mean of ‖r‖₂/‖x‖₂
+    forward, backward: queries per attacked sample at the reference eps
+    to_success:  forward queries per sample that it succeeded on there
+    preparation: queries spent before the first sample was attacked
+    invalid, unstable: images of all columns that broke a rule, or whose label would not settle
+    adds:        how much robust accuracy at the reference eps rises without this attack
+    optimality:  `optimality`
+    rounds:      `accuracy` after each round of a preparing attack
+    """
+
+    accuracy: tuple[float, ...] = ()
+    success: float = NAN
+    mean_distance: float = NAN
+    median_distance: float = NAN
+    rho: float = NAN
+    forward: float = NAN
+    backward: float = NAN
+    to_success: float = NAN
+    preparation: float = NAN
+    invalid: float = 0.0
+    unstable: float = 0.0
+    adds: float = NAN
+    optimality: float = NAN
+    rounds: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One attack record, read: smallest distances (n,), float and 8-bit, and its own figures.
+
+    access:   what of the judged model the images were made with (`facts` of the record)
+    disagree: samples on whose clean image the attack's cell and the fit's are of two minds
+    """
+
+    access: str
+    disagree: int
+    distance: Floats
+    distance8: Floats | None
+    figures: Figures
+
+
+def reference_column(threat: ThreatRow) -> int:
+    """Where the reference eps stands in the grid."""
+    return [e.value for e in threat.eps].index(threat.reference.value)
+
+
+def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
+    """Raises RecordError where the record's arrays are not those of the threat's grid.
+
+    correct: (n,), of the fit record. A sample that the attack's own cell saw misclassified (a
+    randomised model, another device) was not attacked: it counts as misclassified here too.
+    """
+    arrays, once = record.arrays, record.facts["kind"] == "minimum-norm"
+    columns = 1 if once else len(threat.eps)
+    outcome, distance, y = arrays["outcome"], arrays["distance"], arrays["y"]
+    if outcome.shape != (len(correct), columns) or distance.shape != (*outcome.shape, len(NORMS)):
+        raise RecordError(
+            f"record {record.key}: outcome {outcome.shape} and distance {distance.shape} are not "
+            f"those of {len(correct)} samples and {columns} columns"
+        )
+    seen = arrays["clean"] == y
+    right = correct & seen
+    success, mean, median, rho = _distortion(arrays, threat.norm, right)
+    forward, backward, to_success = _queries(arrays, 0 if once else reference_column(threat))
+    figures = Figures(
+        accuracy=_accuracy_once(arrays, threat) if once else _accuracy(arrays),
+        success=success,
+        mean_distance=mean,
+        median_distance=median,
+        rho=rho,
+        forward=forward,
+        backward=backward,
+        to_success=to_success,
+        preparation=float(record.facts.get("preparation_queries", NAN)),
+        invalid=float(np.count_nonzero(~_legal(outcome) & (outcome != Outcome.SKIPPED))),
+        unstable=float(np.count_nonzero(outcome == Outcome.UNSTABLE)),
+        rounds=_rounds(arrays),
+    )
+    return Attacked(
+        access=str(record.facts["access"]),
+        disagree=int(np.count_nonzero(seen != correct)),
+        distance=smallest_distance(threat.norm, outcome, distance, ~right),
+        distance8=_distance8(arrays, threat.norm, right),
+        figures=figures,
+    )
+
+
+def average(figures: Sequence[Figures]) -> Figures:
+    """Means over seeds, of those that are defined."""
+    if len(figures) == 1:
+        return figures[0]
+    return Figures(*(_mean([getattr(f, name.name) for f in figures]) for name in fields(Figures)))
+
+
+def read_corruption(record: Record, threat: ThreatRow, n: int) -> tuple[float, ...]:
+    """Mean accuracy over samples and draws at each severity. Raises RecordError on other shapes."""
+    right = record.arrays["draw_correct"]
+    if right.shape != (n, len(threat.eps), threat.draws):
+        raise RecordError(
+            f"record {record.key}: draw_correct {right.shape} is not of {n} samples, "
+            f"{len(threat.eps)} severities and {threat.draws} draws"
+        )
+    return tuple(right.mean(axis=(0, 2)).tolist())
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], tuple):
+        return tuple(_mean(column) for column in zip(*values, strict=False))
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else NAN
+
+
+def _legal(outcome: NDArray[np.uint8]) -> Bools:
+    """Where an image was returned that keeps to the rules."""
+    legal: Bools = LEGAL[outcome]
+    return legal
+
+
+def _accuracy(arrays: Arrays) -> tuple[float, ...]:
+    """Accuracy of the returned images at each eps; an invalid one counts as the clean image."""
+    y, clean = arrays["y"][:, None], arrays["clean"][:, None]
+    label = np.where(_legal(arrays["outcome"]), arrays["label"], clean)
+    return tuple((label == y).mean(axis=0).tolist())
+
+
+def _accuracy_once(arrays: Arrays, threat: ThreatRow) -> tuple[float, ...]:
+    """The same for a minimum-norm attack: beyond eps, too, the clean image is what counts."""
+    y, clean = arrays["y"], arrays["clean"]
+    distance = arrays["distance"][:, 0, NORMS.index(threat.norm)]
+    legal = _legal(arrays["outcome"][:, 0])
+    labels = [
+        np.where(legal & within(distance, e.value), arrays["label"][:, 0], clean)
+        for e in threat.eps
+    ]
+    return tuple(float((label == y).mean()) for label in labels)
+
+
+def _distortion(arrays: Arrays, norm: str, right: Bools) -> tuple[float, float, float, float]:
+    """Success rate, mean and median distance and ρ over the correct samples that were fooled."""
+    outcome, distance = arrays["outcome"], arrays["distance"]
+    size = np.where(outcome == Outcome.ADVERSARIAL, distance[:, :, NORMS.index(norm)], np.inf)
+    column = size.argmin(axis=1)
+    rows = np.flatnonzero(right & np.isfinite(size[np.arange(len(size)), column]))
+    if not rows.size:
+        return (0.0 if right.any() else NAN), NAN, NAN, NAN
+    at = column[rows]
+    found = np.sort(size[rows, at])
+    k = len(found)
+    median = (found[(k - 1) // 2] + found[k // 2]) / 2
+    lengths = arrays["norm2"][rows]
+    seen = lengths > 0  # a black image has no length to compare with
+    rho = (distance[rows, at, L2][seen] / lengths[seen]).mean() if seen.any() else NAN
+    success = k / np.count_nonzero(right)
+    return success, float(found.mean()), float(median), float(rho)
+
+
+def _distance8(arrays: Arrays, norm: str, right: Bools) -> Floats | None:
+    """Smallest distances of the 8-bit images, (n,); None where the data is not on that grid."""
+    if "label8" not in arrays:
+        return None
+    label = arrays["label8"]
+    if "target" in arrays:
+        fooled = label == arrays["target"][:, None]
+    else:
+        fooled = label != arrays["y"][:, None]
+    # A label that would not settle is no merit of the model here either.
+    fooled = fooled | (arrays["outcome"] == Outcome.UNSTABLE)
+    found = np.where(fooled, arrays["distance8"][:, :, NORMS.index(norm)], np.inf)
+    return np.where(right, found.min(axis=1), 0.0)
+
+
+def _queries(arrays: Arrays, column: int) -> tuple[float, float, float]:
+    """Forward and backward per attacked sample, and forward per success, in one column."""
+    outcome = arrays["outcome"][:, column]
+    forward, backward = arrays["forward"][:, column], arrays["backward"][:, column]
+    attacked, success = outcome != Outcome.SKIPPED, outcome == Outcome.ADVERSARIAL
+    if not attacked.any():
+        return NAN, NAN, NAN
+    to_success = float(forward[success].mean()) if success.any() else NAN
+    return float(forward[attacked].mean()), float(backward[attacked].mean()), to_success
+
+
+def _rounds(arrays: Arrays) -> tuple[tuple[float, ...], ...]:
+    if "round_label" not in arrays:
+        return ()
+    right = arrays["round_label"] == arrays["y"][None, :, None]
+    return tuple(tuple(accuracy) for accuracy in right.mean(axis=1).tolist())

@@ -1,0 +1,57 @@
+"""What happened to one sample at one budget, and what follows from it. Numpy alone.
+
+A record keeps, for each evaluated sample and each column (an eps of the grid, or the one column of
+a minimum-norm attack), one `Outcome`, the label predicted on the returned image and its distances.
+Everything that a leaderboard shows is computed from these arrays.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.plugin import NORMS
+
+RELATIVE_SLACK = 1e-4
+ABSOLUTE_SLACK = 1e-6
+
+
+class Outcome(IntEnum):
+    """SKIPPED: the clean image is misclassified and was not attacked. From OUT_OF_BALL on, the
+    returned image is invalid: it never counts as the attack's success, and is never hidden.
+    UNSTABLE: the model gave the image, or the clean one, different labels in different calls: no
+    success of the attack, and no merit of the model either, so the sample is not robust."""
+
+    SKIPPED = 0
+    ROBUST = 1
+    ADVERSARIAL = 2
+    OUT_OF_BALL = 3
+    OUT_OF_BOX = 4
+    NOT_FINITE = 5
+    UNSTABLE = 6
+
+
+def within(distance: NDArray[np.float64], eps: float) -> NDArray[np.bool_]:
+    """distance ≤ eps, up to rounding: eps(1 + 1e-4) + 1e-6. Nothing is within eps = 0 but 0."""
+    if eps == 0:
+        return distance == 0
+    return distance <= eps * (1 + RELATIVE_SLACK) + ABSOLUTE_SLACK
+
+
+def smallest_distance(
+    norm: str,
+    outcome: NDArray[np.uint8],
+    distance: NDArray[np.float64],
+    clean_wrong: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Each sample's smallest verified distance, (n,): 0 where the clean image is misclassified,
+    infinite where no adversarial image was found. UNSTABLE counts as found.
+
+    outcome: (n, columns); distance: (n, columns, 4) in the order of `NORMS`.
+    """
+    broken = (outcome == Outcome.ADVERSARIAL) | (outcome == Outcome.UNSTABLE)
+    found = np.where(broken, distance[:, :, NORMS.index(norm)], np.inf)
+    smallest: NDArray[np.float64] = found.min(axis=1, initial=np.inf)
+    return np.where(clean_wrong, 0.0, smallest)

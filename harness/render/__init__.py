@@ -1,0 +1,1 @@
+"""From a leaderboard to pages: each module has one `render`. Only `cost` shows times."""

@@ -1,0 +1,177 @@
+"""The tables of a leaderboard as grids of text, which Markdown and the terminal then draw."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from harness.leaderboard import Leaderboard
+from harness.render.text import NONE, count, interval, number, percent, plain
+from harness.standings import AttackCell, CorruptionTable, Curve, Row, Table
+
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`align` has one letter for each column: l or r. Cells are plain text, not yet escaped."""
+
+    header: Cells
+    align: str
+    rows: tuple[Cells, ...]
+
+
+def ranking(table: Table) -> Grid:
+    """The leaderboard itself: everything at the reference eps."""
+    core = [f"{a}*" if a in table.threat.core else a for a in table.attacks]
+    header = ("Rank", "Model", "Clean", "Robust (core)", "Robust (all)", "8-bit (core)")
+    rows = tuple(_ranking_row(row, table.at) for row in table.rows)
+    return Grid((*header, *map(plain, core), "Notes"), "rl" + "r" * (4 + len(core)) + "l", rows)
+
+
+def _ranking_row(row: Row, at: int) -> Cells:
+    return (
+        NONE if row.rank is None else str(row.rank),
+        plain(row.model),
+        interval(row.clean),
+        interval(row.core[at] if row.core else None),
+        percent(row.everything[at] if row.everything else None),
+        percent(row.eight),
+        *(_attack(cell, at) for cell in row.cells),
+        plain("; ".join(filter(None, [row.reason and f"unranked: {row.reason}", *row.flags]))),
+    )
+
+
+def _attack(cell: AttackCell, at: int) -> str:
+    if not cell.robust:
+        return plain(cell.status)
+    figure = percent(cell.robust[at])
+    return figure if cell.status == "ok" else plain(f"{figure} ({cell.status})")
+
+
+def curves(table: Table) -> Grid:
+    """Robust accuracy of every model at every eps, 0 first, against the core and against all."""
+    skip = table.threat.eps[0].value == 0
+    header = ("Model", "Worst case over", *([] if skip else ["0"]), *_budgets(table))
+    rows = [
+        (plain(row.model), which, *([] if skip else [percent(row.clean)]), *_curve(curve, table))
+        for row in table.rows
+        for which, curve in (("core", row.core), ("all", row.everything))
+    ]
+    return Grid(header, "ll" + "r" * (len(header) - 2), tuple(rows))
+
+
+def attacks(table: Table) -> Grid:
+    """Each attack at every eps: robust accuracy / accuracy of the adversarial images."""
+    header = ("Model", "Attack", "Access", *_budgets(table))
+    rows = [
+        (plain(row.model), plain(cell.attack), plain(cell.access), *_pairs(cell))
+        for row in table.rows
+        for cell in row.cells
+        if cell.robust
+    ]
+    return Grid(header, "lll" + "r" * len(table.threat.eps), tuple(rows))
+
+
+def details(table: Table) -> Grid:
+    """What each attack needed and how far it went."""
+    header = (
+        "Model",
+        "Attack",
+        "8-bit",
+        "Success",
+        "Mean distance",
+        "Median distance",
+        "ρ",
+        "Forward",
+        "Backward",
+        "To success",
+        "Preparation",
+        "Invalid",
+        "Unstable",
+        "Adds",
+        "Optimality",
+    )
+    rows = [
+        (plain(row.model), plain(cell.attack), *_details(cell))
+        for row in table.rows
+        for cell in row.cells
+        if cell.robust
+    ]
+    return Grid(header, "ll" + "r" * (len(header) - 2), tuple(rows))
+
+
+def _details(cell: AttackCell) -> Cells:
+    f = cell.figures
+    return (
+        percent(cell.eight),
+        percent(f.success),
+        number(f.mean_distance),
+        number(f.median_distance),
+        number(f.rho),
+        count(f.forward),
+        count(f.backward),
+        count(f.to_success),
+        count(f.preparation),
+        count(f.invalid),
+        count(f.unstable),
+        percent(f.adds),
+        percent(f.optimality),
+    )
+
+
+def optimality(table: Table) -> Grid:
+    """Each attack's optimality, mean over the models where it is defined."""
+    pairs = zip(table.attacks, table.optimality, strict=True)
+    rows = tuple((plain(name), percent(o)) for name, o in pairs if not math.isnan(o))
+    return Grid(("Attack", "Optimality"), "lr", rows)
+
+
+def corruption(table: CorruptionTable) -> Grid:
+    """Mean accuracy over samples and draws at each severity."""
+    header = ("Model", "Corruption", "Clean", *(e.text for e in table.threat.eps))
+    rows = tuple(
+        (
+            plain(row.model),
+            plain(row.attack),
+            percent(row.clean),
+            *([percent(s) for s in row.accuracy] or [plain(row.status)] * len(table.threat.eps)),
+        )
+        for row in table.rows
+    )
+    return Grid(header, "ll" + "r" * (len(header) - 2), rows)
+
+
+def gaps(board: Leaderboard) -> Grid:
+    """Cells without a result, and why."""
+    rows = tuple(
+        (
+            plain(g.model),
+            plain(g.attack) or "(fit)",
+            g.norm or NONE,
+            ", ".join(map(str, g.seeds)),
+            plain(g.status),
+            plain(g.reason),
+        )
+        for g in board.gaps
+    )
+    return Grid(("Model", "Attack", "Norm", "Seeds", "Status", "Reason"), "llllll", rows)
+
+
+def problems(board: Leaderboard) -> Grid:
+    """Files among the records that are not read."""
+    rows = tuple((plain(p.file), plain(p.reason)) for p in board.problems)
+    return Grid(("File", "Reason"), "ll", rows)
+
+
+def _budgets(table: Table) -> Cells:
+    return tuple(e.text for e in table.threat.eps)
+
+
+def _curve(curve: Curve, table: Table) -> Cells:
+    return tuple(map(percent, curve)) or (NONE,) * len(table.threat.eps)
+
+
+def _pairs(cell: AttackCell) -> Cells:
+    both = zip(cell.robust, cell.figures.accuracy, strict=True)
+    return tuple(f"{percent(r)} / {percent(a)}" for r, a in both)

@@ -1,0 +1,59 @@
+"""The leaderboards on a terminal: tables drawn by rich, or plain columns where it is no terminal.
+
+Plain columns are never folded or cut: they are for files and for other programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from harness.leaderboard import Leaderboard
+from harness.render import grids
+from harness.render.columns import columns
+from harness.render.grids import Grid
+from harness.render.text import plain
+
+
+def render(board: Leaderboard, console: Console | None = None) -> None:
+    """Print every threat's ranking, the corruptions, and what has no result."""
+    console = console or Console()
+    for title, grid in _sections(board):
+        if console.is_terminal:
+            console.print(_drawn(title, grid))
+        else:
+            console.file.write(f"{title}\n\n{columns(grid)}\n")
+
+
+def _sections(board: Leaderboard) -> Iterator[tuple[str, Grid]]:
+    name = plain(board.board.title or board.board.name)
+    for table in board.tables:
+        threat = table.threat
+        aim = "" if threat.target == "none" else f" targeted ({threat.target})"
+        yield (
+            f"{name}: {threat.norm}{aim}, ε = {threat.reference.text}: % of all {board.samples} "
+            "evaluated samples; * core attacks",
+            grids.ranking(table),
+        )
+    for corrupted in board.corruptions:
+        yield (
+            f"{name}: corruptions, mean of {corrupted.threat.draws} draws: % of all "
+            f"{board.samples} evaluated samples",
+            grids.corruption(corrupted),
+        )
+    if board.gaps:
+        yield "Cells without a result", grids.gaps(board)
+    if board.problems:
+        yield "Files among the records that were left out", grids.problems(board)
+
+
+def _drawn(title: str, grid: Grid) -> RichTable:
+    table = RichTable(title=Text(title), title_justify="left")
+    for name, align in zip(grid.header, grid.align, strict=True):
+        table.add_column(Text(name), justify="right" if align == "r" else "left")
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    return table

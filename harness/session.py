@@ -1,0 +1,246 @@
+"""From what a user asked for to a plan: which board, which changes to it, which data, which store.
+
+A flag replaces the board's list. Cells that are then not the board's own are run and stored, and
+kept out of the board's table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+from harness import atomic
+from harness.board import Board, Choice, checked, epsilons, grid_checked, parse_board, read_board
+from harness.budget import parse_norm
+from harness.data import DataOptions, DataRef, Files, apply, check, materialise
+from harness.errors import RecordError, UsageError
+from harness.leaderboard import Leaderboard, aggregate
+from harness.manifest import Manifest, ThreatRow
+from harness.options import Resolved, resolve
+from harness.plan import Plan, board_data, make_plan, seed_points, select
+from harness.plugin import CORRUPTION
+from harness.records import Record, Store
+from harness.registry import Catalogue
+from harness.selection import parse_selection
+
+QUICK = "digits"
+CELLS = "cells.json"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the command line changes in a board; an empty tuple or None leaves the board's own."""
+
+    models: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    dataset: str | None = None
+    norms: tuple[str, ...] = ()
+    eps: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A board and the folder its records and tables go to."""
+
+    board: Board
+    folder: Path
+    raw: bytes
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "records")
+
+
+@dataclass(frozen=True)
+class Session:
+    """`plan` is what was asked for, `own` the board as written; they are one without changes."""
+
+    place: Place
+    catalogue: Catalogue
+    plan: Plan
+    own: Plan | None
+
+    @property
+    def foreign(self) -> int:
+        """Cells that are run and are not the board's own."""
+        own = self.own.cells if self.own else {}
+        return sum(key not in own for key in self.plan.cells)
+
+
+def cache_folder() -> Path:
+    """`HARNESS_CACHE`, or `robustness-harness` in the user's cache folder."""
+    if named := os.environ.get("HARNESS_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "robustness-harness"
+
+
+def locate(board: str | None, out: Path | None) -> Place:
+    """The board that was named: a board.toml, a folder with one, a name below leaderboards/, or
+    a built-in; without a name the built-in quick board."""
+    built_in = {p.name.removesuffix(".toml"): p for p in _built_ins()}
+    named = board or QUICK
+    for path in (
+        Path(named),
+        Path(named) / "board.toml",
+        Path("leaderboards", named, "board.toml"),
+    ):
+        if board and path.is_file():
+            return _placed(read_board(path), out or path.parent, path.read_bytes())
+    if named not in built_in:
+        raise UsageError(
+            f"no board {named!r}: neither a board.toml, nor a folder with one, nor a folder of "
+            f"leaderboards/, nor built in ({', '.join(sorted(built_in))})"
+        )
+    raw = built_in[named].read_bytes()
+    return _placed(parse_board(raw, f"built-in {named}"), out or Path("leaderboards", named), raw)
+
+
+def _built_ins() -> list[Path]:
+    folder = resources.files("harness") / "boards"
+    return [Path(str(p)) for p in folder.iterdir() if p.name.endswith(".toml")]
+
+
+def _placed(board: Board, folder: Path, raw: bytes) -> Place:
+    """The place, after making sure that its folder is this very board's."""
+    other = folder / "board.toml"
+    if other.is_file() and other.read_bytes() != raw:
+        there = read_board(other)
+        raise UsageError(
+            f"{other} is another board ({there.name} version {there.version}, not {board.name} "
+            f"version {board.version}): run `harness run {folder}`, or choose another --out"
+        )
+    return Place(board, folder, raw)
+
+
+def settle(place: Place) -> None:
+    """Make the folder and put board.toml there, so that it can be reported on its own."""
+    place.folder.mkdir(parents=True, exist_ok=True)
+    path = place.folder / "board.toml"
+    if not path.is_file():
+        atomic.write(path, place.raw)
+
+
+def changed(board: Board, changes: Changes) -> Board:
+    """The board with the command line's lists in place of its own."""
+    where = "command line"
+    new = board
+    if changes.models:
+        new = replace(new, models=_choices(board.models, changes.models, "--model"))
+    if changes.attacks:
+        attacks = _choices(board.attacks, changes.attacks, "--attack")
+        labels = [c.label for c in attacks]
+        new = replace(new, attacks=attacks, core=tuple(c for c in board.core if c in labels))
+    if changes.dataset:
+        new = replace(new, dataset=parse_selection(changes.dataset, "--dataset"))
+    if changes.norms:
+        new = replace(new, threats=_norms(board.threats, changes))
+    elif changes.eps:
+        new = replace(new, threats=tuple(_regrid(t, changes.eps) for t in board.threats))
+    if changes.seeds:
+        new = replace(new, seeds=changes.seeds)
+    if changes.limit is not None:
+        if changes.limit < 1:
+            raise UsageError(f"--limit: expected an integer from 1, got {changes.limit}")
+        new = replace(new, limit=changes.limit)
+    return board if new == board else checked(new, where)
+
+
+def _choices(own: tuple[Choice, ...], texts: tuple[str, ...], flag: str) -> tuple[Choice, ...]:
+    """A label of the board stands for what the board means by it; else the text is a selection."""
+    labelled = {c.label: c for c in own}
+    parsed = [(t, labelled.get(t) or parse_selection(t, flag)) for t in texts]
+    same = {str(c.selection): c for c in own}
+    return tuple(
+        p if isinstance(p, Choice) else same.get(str(p)) or Choice(p, str(p)) for _, p in parsed
+    )
+
+
+def _norms(threats: tuple[ThreatRow, ...], changes: Changes) -> tuple[ThreatRow, ...]:
+    rows = []
+    for text in dict.fromkeys(changes.norms):
+        norm = parse_norm(text, "--norm")
+        own = [t for t in threats if t.norm == norm]
+        if own:
+            rows.append(_regrid(own[0], changes.eps) if changes.eps else own[0])
+        elif changes.eps:
+            grid = epsilons(changes.eps, "--eps")
+            rows.append(grid_checked(ThreatRow(norm, grid, grid[-1]), "--eps"))
+        else:
+            raise UsageError(
+                f"--norm {norm}: the board has no grid for it; give one with --eps "
+                f"(its norms: {', '.join(t.norm for t in threats)})"
+            )
+    return tuple(rows)
+
+
+def _regrid(threat: ThreatRow, texts: tuple[str, ...]) -> ThreatRow:
+    """The threat model with another grid; its reference stays if the grid holds it."""
+    if threat.norm == CORRUPTION:
+        return threat
+    grid = epsilons(texts, "--eps")
+    kept = [e for e in grid if e.value == threat.reference.value]
+    return grid_checked(replace(threat, eps=grid, reference=(kept or grid)[-1]), "--eps")
+
+
+def load_data(
+    board: Board, catalogue: Catalogue, data_dir: Path | None
+) -> tuple[DataRef, Resolved]:
+    """The board's data set, read, checked and laid out for workers. Raises UsageError."""
+    entry = catalogue.dataset(board.dataset.name)
+    dataset = resolve(board.dataset, entry, DataOptions, catalogue, f"dataset {board.dataset}")
+    splits = dataset.component.load(Files(data_dir, entry.spec.name, entry.spec.downloads))
+    check(splits, entry.spec.name)
+    return materialise(apply(splits, dataset.given), cache_folder() / "data"), dataset
+
+
+def open_session(
+    place: Place, changes: Changes, catalogue: Catalogue, data_dir: Path | None
+) -> Session:
+    """Plan what was asked for, and the board as written where that differs."""
+    asked = changed(place.board, changes)
+    plan = plan_board(asked, catalogue, data_dir)
+    if asked == place.board:
+        return Session(place, catalogue, plan, plan)
+    if asked.dataset != place.board.dataset:
+        return Session(place, catalogue, plan, None)
+    return Session(place, catalogue, plan, plan_board(place.board, catalogue, data_dir))
+
+
+def plan_board(board: Board, catalogue: Catalogue, data_dir: Path | None) -> Plan:
+    """Look everything up, read the data, and cross."""
+    models, attacks = select(board, catalogue)
+    ref, dataset = load_data(board, catalogue, data_dir)
+    data = board_data(board, ref, dataset, ref.open().test_y, seed_points([a for _, a in attacks]))
+    return make_plan(board, data, models, attacks)
+
+
+def write_tables(place: Place, manifest: Manifest, records: Mapping[str, Record]) -> Leaderboard:
+    """README.md, leaderboard.csv and cells.json of a board, from its records."""
+    from harness.render import csv, markdown
+
+    store = place.store
+    board = aggregate(manifest, records, store.scan()[1])
+    atomic.write(place.folder / CELLS, manifest.to_json().encode())
+    atomic.write(place.folder / "README.md", markdown.render(board).encode())
+    atomic.write(place.folder / "leaderboard.csv", csv.render(board).encode())
+    return board
+
+
+def read_manifest(place: Place) -> Manifest | None:
+    """The board's cells.json, or None where there is none of this very board.toml."""
+    path = place.folder / CELLS
+    if not path.is_file():
+        return None
+    try:
+        manifest = Manifest.from_json(path.read_text())
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"{path}: not a list of cells ({error}); `harness run` writes it"
+        ) from error
+    return manifest if manifest.board_sha256 == place.board.sha256 else None
