@@ -153,9 +153,8 @@ def _progress(total: int) -> Iterator[Any]:
 
         def tell(event: Any) -> None:
             if event.status != "ok":
-                bar.console.print(
-                    f"{event.status}: {event.cell}: {event.reason}", markup=False, highlight=False
-                )
+                line = f"{event.status}: {event.cell}: {event.reason}"
+                bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
             bar.update(task, advance=1, description=str(event.cell)[:60].ljust(60))
 
         yield tell

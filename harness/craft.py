@@ -89,8 +89,9 @@ class Assault:
 
         def one_batch(part: Samples) -> Made:
             target, ledger = self._target(part, threat, source)
-            if substitute is not None:
-                target = replace(target, level="gradients", closest=None)
+            if substitute is not None:  # its passes cost no query of the model attacked
+                own = Ledger(len(part.x))
+                target = replace(target, level="gradients", closest=None, ledger=own)
             rng = self._rng(part, 0)
             return attack(target, part.x, self._labels(target, part), threat, rng), ledger
 

@@ -126,8 +126,8 @@ class Option:
 
     @functools.cached_property
     def _words(self) -> Mapping[str, Any]:
-        literals = (get_args(part) for part in self._parts if get_origin(part) is Literal)
-        return {str(word): word for words in literals for word in words}
+        """The values of its `Literal`s and enumerations, by their text."""
+        return {str(word): word for part in self._parts for word in _words(part)}
 
     def _plain(self, value: Any) -> Any:
         """What pydantic is given: for a sequence the items of a list, or of `100+50`."""
@@ -139,10 +139,11 @@ class Option:
         return [self._scalar(item) for item in items]
 
     def _scalar(self, value: Any) -> Any:
-        if isinstance(value, bool):  # as text, or TOML's `steps = true` would be 1
-            return str(value).lower()
+        """Numbers and Booleans of TOML go as text, lest `steps = true` be 1 and `k = 3` not "3"."""
+        if isinstance(value, bool | int | float | Selection):
+            value = str(value).lower() if isinstance(value, bool) else str(value)
         if not isinstance(value, str):
-            return str(value) if isinstance(value, Selection) else value
+            return value
         if "/" in value and float in self._parts:
             with contextlib.suppress(ValueError, ArithmeticError):
                 return float(Fraction(value))
@@ -190,13 +191,20 @@ def _parts(hint: Any) -> Iterator[Any]:
             yield from _parts(inner)
 
 
+def _words(hint: Any) -> tuple[Any, ...]:
+    """The values of a `Literal` or an enumeration; none for another type."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return tuple(member.value for member in hint)
+    return ()
+
+
 def _type(hint: Any) -> str:
     """A type as help shows it: `int | none`, `ce | margin | dlr`, `int+int+…`."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _type(args[0])
-    if origin is Literal:
-        return " | ".join(map(str, args))
     if origin in (Union, UnionType):
         return " | ".join(map(_type, args))
     if origin in _SEQUENCES:
@@ -207,8 +215,8 @@ def _type(hint: Any) -> str:
 def _plain_type(hint: Any) -> str:
     if hint is NoneType:
         return "none"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return " | ".join(str(member.value) for member in hint)
+    if words := _words(hint):
+        return " | ".join(map(str, words))
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
@@ -233,6 +241,8 @@ def _shown(value: Any, marker: Marker | None = None) -> str:
         return "none"
     if isinstance(value, Reference):
         return value.text
+    if isinstance(value, Enum):
+        return str(value.value)
     if isinstance(marker, OneOf):
         return str(as_choice(marker, value))
     return str(Selection("", (("", value),))).removeprefix(":=")

@@ -116,15 +116,17 @@ class L1:
     def project(self, v: Tensor, eps: float) -> Tensor:
         """Soft threshold at the θ that leaves size eps (Duchi et al., 2008, ICML, figure 1).
 
-        In float64: the rounding of θ adds up over all entries. Cost: one sort of each row.
+        In float64, since θ's rounding adds up over all entries, and counted from the greatest
+        entry, since v may lie far outside. Cost: one sort of each row.
         """
         magnitude = _rows(v).abs().double()
-        largest = magnitude.sort(dim=1, descending=True).values
+        below = magnitude - magnitude.amax(dim=1, keepdim=True)
+        largest = below.sort(dim=1, descending=True).values
         excess = largest.cumsum(dim=1) - eps
         count = torch.arange(1, largest.shape[1] + 1, device=v.device)
         support = (largest * count > excess).sum(dim=1, keepdim=True).clamp_min(1)  # ρ
         threshold = excess.gather(1, support - 1) / support  # θ
-        shrunk = (magnitude - threshold).clamp_min(0).to(v.dtype).view(v.shape)
+        shrunk = (below - threshold).clamp_min(0).to(v.dtype).view(v.shape)
         outside = magnitude.sum(dim=1) > eps
         return torch.where(_per_row(outside, v), shrunk.copysign(v), v)
 

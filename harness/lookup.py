@@ -13,9 +13,15 @@ import numpy as np
 
 from harness.errors import RecordError
 from harness.manifest import Entry, Manifest
+from harness.plugin import CORRUPTION
 from harness.records import Record
 
-NOT_RUN, NOT_FITTED, STALE = "not run", "not fitted", "stale"
+NOT_RUN, NOT_FITTED, STALE, FOREIGN = "not run", "not fitted", "stale", "foreign"
+NEEDED = {
+    "fit": {"ids", "y", "clean"},
+    "attack": {"ids", "y", "clean", "norm2", "outcome", "label", "distance", "forward", "backward"},
+    CORRUPTION: {"ids", "y", "draw_correct"},
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Found:
     """What there is of an entry.
 
     status: `ok`; `incompatible`, by the plan; `not run`; `not fitted`, its model's cell has no
-            result; `stale`, made on other weights than the fit's; else the status of the record
+            result; `stale`, made on other weights than the fit's; `foreign`, its arrays are not
+            those of such a cell; else the status of the record
     record: to be read, where the status is ok
     stored: whatever the store holds, for what it cost
     """
@@ -48,6 +55,11 @@ class Lookup:
         for e in sorted(manifest.entries, key=lambda e: e.kind != "fit"):
             fit = None if e.kind == "fit" else self.found.get((e.model, e.seed, "", ""))
             self.found[e.model, e.seed, e.attack, e.norm] = _find(e, records.get(e.key), fit)
+        there = {(norm, attack) for _, _, attack, norm in self.found}
+        self._attacks = {
+            t.norm: tuple(a.label for a in manifest.attacks if (t.norm, a.label) in there)
+            for t in manifest.threats
+        }
         self.samples = _same_samples(self.found.values(), manifest.samples)
 
     def seeds(self, model: str, attack: str = "", norm: str = "") -> list[Found]:
@@ -64,8 +76,7 @@ class Lookup:
 
     def attacks(self, norm: str) -> tuple[str, ...]:
         """The attacks that the manifest has a cell of under the norm, in its order."""
-        there = {attack for _, _, attack, n in self.found if n == norm}
-        return tuple(row.label for row in self.manifest.attacks if row.label in there)
+        return self._attacks.get(norm, ())
 
 
 def status_of(seeds: Sequence[Found]) -> str:
@@ -93,6 +104,9 @@ def _find(entry: Entry, record: Record | None, fit: Found | None) -> Found:
         return Found(entry, record.status, record.reason, stored=record)
     if fit is not None and fit.record is not None and fit.record.weights != record.weights:
         return Found(entry, STALE, "made on other weights than the fit record's", stored=record)
+    needed = NEEDED[CORRUPTION if entry.norm == CORRUPTION else entry.kind]
+    if lacking := needed - record.arrays.keys():
+        return Found(entry, FOREIGN, f"lacks {', '.join(sorted(lacking))}", stored=record)
     return Found(entry, "ok", record=record, stored=record)
 
 

@@ -115,7 +115,7 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
     correct: (n,), of the fit record. A sample that the attack's own cell saw misclassified (a
     randomised model, another device) was not attacked: it counts as misclassified here too.
     """
-    arrays, once = record.arrays, record.facts["kind"] == "minimum-norm"
+    arrays, once = record.arrays, record.facts.get("kind") == "minimum-norm"
     columns = 1 if once else len(threat.eps)
     outcome, distance, y = arrays["outcome"], arrays["distance"], arrays["y"]
     if outcome.shape != (len(correct), columns) or distance.shape != (*outcome.shape, len(NORMS)):
@@ -126,7 +126,8 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
     seen = arrays["clean"] == y
     right = correct & seen
     success, mean, median, rho = _distortion(arrays, threat.norm, right)
-    forward, backward, to_success = _queries(arrays, 0 if once else reference_column(threat))
+    column = 0 if once else reference_column(threat)
+    forward, backward, to_success = _queries(arrays, column, right)
     figures = Figures(
         accuracy=_accuracy_once(arrays, threat) if once else _accuracy(arrays),
         success=success,
@@ -142,7 +143,7 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
         rounds=_rounds(arrays),
     )
     return Attacked(
-        access=str(record.facts["access"]),
+        access=str(record.facts.get("access", "")),
         disagree=int(np.count_nonzero(seen != correct)),
         distance=smallest_distance(threat.norm, outcome, distance, ~right),
         distance8=_distance8(arrays, threat.norm, right),
@@ -234,11 +235,11 @@ def _distance8(arrays: Arrays, norm: str, right: Bools) -> Floats | None:
     return np.where(right, found.min(axis=1), 0.0)
 
 
-def _queries(arrays: Arrays, column: int) -> tuple[float, float, float]:
+def _queries(arrays: Arrays, column: int, right: Bools) -> tuple[float, float, float]:
     """Forward and backward per attacked sample, and forward per success, in one column."""
     outcome = arrays["outcome"][:, column]
     forward, backward = arrays["forward"][:, column], arrays["backward"][:, column]
-    attacked, success = outcome != Outcome.SKIPPED, outcome == Outcome.ADVERSARIAL
+    attacked, success = outcome != Outcome.SKIPPED, right & (outcome == Outcome.ADVERSARIAL)
     if not attacked.any():
         return NAN, NAN, NAN
     to_success = float(forward[success].mean()) if success.any() else NAN

@@ -70,7 +70,7 @@ class AttackOptions:
 class ModelOptions:
     """What the harness gives to every model.
 
-    noise: standard deviation of the Gaussian noise added to the training images
+    noise: σ of the Gaussian noise in the copies that join the training images; 0: no copies
     """
 
     noise: Annotated[float, Ge(0)] = 0.0

@@ -76,8 +76,8 @@ class Driver:
     @property
     def todo(self) -> int:
         """Cells that will be run, as far as can be told before the fits are known."""
-        attacks = sum(c.kind == "attack" and self._wanted(c) for c in self.plan.cells.values())
-        return len(self._fits) + attacks
+        attacks = (c for c in self.plan.cells.values() if c.kind == "attack" and self._wanted(c))
+        return len(self._fits) + sum(not self._broken(c) for c in attacks)
 
     def run(self, executor: Executor) -> None:
         """Run what is to be run. An interrupt passes through; what was done is stored."""
@@ -167,16 +167,16 @@ class Driver:
                 continue
             if not self._wanted(cell):
                 continue
-            broken = [n for n in cell.needs if not self._fit_ok(n)]
-            if broken:
+            if broken := self._broken(cell):
                 self.tell(Event(cell, "blocked", f"{self.plan.cells[broken[0]]} did not succeed"))
             else:
                 ready.append(cell)
         return ready
 
-    def _fit_ok(self, key: str) -> bool:
-        record = self.records.get(key)
-        return record is not None and record.status == "ok"
+    def _broken(self, cell: Cell) -> list[str]:
+        """The fits the cell needs that did not succeed and will not be tried again."""
+        records = ((n, self.records.get(n)) for n in cell.needs if n not in self._waiting)
+        return [n for n, record in records if record is None or record.status != "ok"]
 
     def _after_fit(self, fit: Cell) -> list[Cell]:
         self._waiting.discard(fit.key)

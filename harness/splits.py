@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import heapq
 import re
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -69,15 +71,10 @@ def check(splits: Splits, name: str) -> None:
         _check_types(x, y, f"{name}: {part}")
         _check_values(x, f"{name}: {part}")
         _check_labels(y, splits.names, f"{name}: {part}")
-    if splits.train_x.shape[1:] != splits.test_x.shape[1:]:
+    train, test = (f"{x.dtype} {x.shape[1:]}" for x in (splits.train_x, splits.test_x))
+    if train != test:
         raise PluginError(
-            f"{name}: training images are {splits.train_x.shape[1:]}, "
-            f"test images {splits.test_x.shape[1:]}; they must be alike"
-        )
-    if splits.train_x.dtype != splits.test_x.dtype:
-        raise PluginError(
-            f"{name}: training images are {splits.train_x.dtype}, "
-            f"test images {splits.test_x.dtype}; they must be alike"
+            f"{name}: training images are {train}, test images {test}; they must be alike"
         )
 
 
@@ -168,27 +165,27 @@ def _only(splits: Splits, classes: list[int]) -> Splits:
 def stratified(y: Array, seed: int = 0) -> Array:
     """A permutation, int64 (n,), every prefix of which has the classes in their proportions.
 
-    Of a class that is the share p of all n labels, each prefix of length m holds ⌊mp⌋ or ⌈mp⌉: no
-    order does better (Tijdeman, 1980, 'The chairman assignment problem'). The j-th image of the
-    class, j from 0, may therefore stand at the positions ⌊j/p⌋ … ⌈(j + 1)/p⌉ − 1, and every position
-    goes to the image, among those whose time has come, whose time ends first. Which image is the
-    class's j-th is decided by random numbers of the seed.
+    Of a class that is the share p of the n labels, each prefix of length m holds ⌊mp⌋ or ⌈mp⌉ (that
+    there is such an order: Tijdeman, 1980, 'The chairman assignment problem'). So the class's j-th
+    image, j from 0, may stand at the positions ⌊j/p⌋ … ⌈(j + 1)/p⌉ − 1, and every position goes to
+    the image, of those whose time has come, whose time ends first. Which image is the class's j-th
+    is decided by random numbers of the seed.
     """
     n = len(y)
-    # Raw output of a bit generator: numpy keeps it the same in all its versions, shuffles it may not.
+    # A bit generator's raw numbers never change with numpy's version; its shuffles may.
     shuffled = np.argsort(np.random.Philox(key=seed).random_raw(n), kind="stable")
     windows: list[tuple[int, int, int]] = []  # (first position, position after the last, image)
     for label in np.unique(y):
         images = shuffled[y[shuffled] == label].tolist()
         size = len(images)
         windows += [(j * n // size, -(-(j + 1) * n // size), i) for j, i in enumerate(images)]
-    windows.sort(key=lambda window: window[0])
-    order, waiting, come = np.empty(n, dtype=np.int64), [], 0
+    to_come = deque(sorted(windows, key=itemgetter(0)))
+    order, waiting = np.empty(n, dtype=np.int64), list[tuple[int, int]]()
     for position in range(n):
-        while come < n and windows[come][0] <= position:
-            heapq.heappush(waiting, (windows[come][1], come, windows[come][2]))
-            come += 1
-        order[position] = heapq.heappop(waiting)[2]
+        while to_come and to_come[0][0] <= position:
+            _, end, image = to_come.popleft()
+            heapq.heappush(waiting, (end, image))
+        order[position] = heapq.heappop(waiting)[1]
     return order
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import optimize, stats
@@ -101,6 +101,7 @@ def test_projection_is_where_a_general_solver_ends(norm, eps):
 
 
 @pytest.mark.parametrize("norm", CONVEX)
+@settings(deadline=None)
 @given(v=rows, eps=radii)
 def test_projection_satisfies_its_variational_inequality(norm, v, eps):
     """p is v's projection exactly if p is in the ball and ⟨v − p, z − p⟩ ≤ 0 for each z of it.
@@ -137,7 +138,7 @@ def test_l0_projection_ranks_pixels_by_length_over_channels():
 
 
 def test_l0_projection_keeps_exactly_as_many_of_equal_pixels_as_it_may():
-    kept = L0().project(torch.ones(2, 3, 4, 4), 5)
+    kept = L0().project(torch.ones(2, 3, 32, 32), 5)
     assert L0().size(kept).tolist() == [5, 5]
     assert kept[0, 0].flatten().nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
 
@@ -153,6 +154,12 @@ def test_points_inside_come_back_bit_for_bit(norm, dtype):
         assert torch.equal(geometry.project(v, eps), v)
 
 
+def test_l0_projection_keeps_a_pixel_whose_square_is_0():
+    v = torch.zeros(1, 3, 4, 4)
+    v[0, 1, 3, 3] = 1e-40
+    assert torch.equal(L0().project(v, 1), v)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_ball_of_radius_0_is_the_origin(norm):
     v = draw(4, *IMAGE)
@@ -162,7 +169,7 @@ def test_the_ball_of_radius_0_is_the_origin(norm):
 
 
 @pytest.mark.parametrize("norm", CONVEX)
-@pytest.mark.parametrize(("scale", "eps"), [(0.5, 1.0), (1000.0, 1.0), (1e-4, 1e-6)])
+@pytest.mark.parametrize(("scale", "eps"), [(0.5, 1.0), (1e3, 1.0), (1e-4, 1e-6), (1e17, 1.0)])
 def test_float32_projections_of_large_images_stay_in_the_ball(norm, scale, eps):
     """L1 sums 3,072 entries: a θ rounded to float32 would be wrong by the same bit in all."""
     geometry = GEOMETRIES[norm]
@@ -177,6 +184,7 @@ def test_float32_projections_of_large_images_stay_in_the_ball(norm, scale, eps):
 
 
 @pytest.mark.parametrize("norm", CONVEX)
+@settings(deadline=None)
 @given(g=rows)
 def test_steepest_attains_hoelders_bound_with_unit_size(norm, g):
     """⟨g, u⟩ ≤ ‖g‖* ‖u‖, and u is the direction where it is an equation."""

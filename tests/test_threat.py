@@ -79,12 +79,12 @@ def test_projection_is_the_balls_then_the_boxs(norm, eps):
     torch.testing.assert_close(Threat(norm, eps).project(proposal, x), nearest.clamp(0, 1))
 
 
-@pytest.mark.parametrize(("norm", "eps"), BALLS)
-def test_an_image_well_inside_is_left_alone_to_the_last_bit(norm, eps):
-    x = images(4, 3, 8, 8)
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 1.0), ("L2", 3.0), ("L1", 6.0), ("L0", 2.0)])
+def test_an_image_inside_is_left_alone_to_the_last_bit(norm, eps):
+    """From 0.01 to 0.7 no float32 number is exactly as far as one image is from the other."""
+    x = images(20, 3, 8, 8)
     x_adv = x.clone()
-    x_adv[:, :, 0, :2] = (x + 1e-3 * noise(*x.shape)).clamp(0, 1)[:, :, 0, :2]
-    assert (x_adv != x).any()
+    x_adv[:, :, 3, :2] = torch.rand(20, 3, 2, generator=torch.Generator().manual_seed(2))
     assert torch.equal(Threat(norm, eps).project(x_adv, x), x_adv)
 
 
@@ -240,6 +240,7 @@ def test_the_box_holds_exactly(threat, value):
     assert threat.allows(x_adv, MIDDLE.repeat(2, 1, 1, 1)).tolist() == [True, False]
 
 
+@settings(deadline=None)
 @given(
     norm=st.sampled_from(NORMS),
     eps=st.one_of(st.floats(0, 2), st.sampled_from([0.0, 1.0, 2.0, 8 / 255])),

@@ -35,7 +35,7 @@ def data():
     y = torch.arange(50) % 3
     x = 0.5 * torch.rand(50, 1, 4, 4, generator=rng)
     x[torch.arange(50), 0, y] += 0.4
-    return TrainingSet(x, y, INFO)
+    return TrainingSet(INFO, x, y)
 
 
 class Killed(Exception):

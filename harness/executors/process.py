@@ -59,6 +59,8 @@ class Process:
                 worker.cancel()
             self._threads.shutdown(cancel_futures=True)
             for worker in self._workers:
+                worker.stop()
+            for worker in self._workers:
                 worker.end()
 
     def __enter__(self) -> Self:
@@ -111,9 +113,13 @@ class _Worker:
         if self._cell is not None:
             self._cell.cancel()
 
-    def end(self) -> None:
-        """Kill the process. Nothing runs after this."""
+    def stop(self) -> None:
+        """Begin to end; it takes a moment, which several workers may share."""
         self._pool.stop()
+
+    def end(self) -> None:
+        """Kill the process, if there is one, and wait for its death."""
+        self.stop()
         self._pool.join()
 
     def _ending(self, cell: Future[Any]) -> BaseException | None:

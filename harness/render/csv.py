@@ -5,29 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import fields
 
 from harness.leaderboard import Leaderboard
 from harness.render.text import plain
 from harness.render.tidy import Tidy, rows
-
-NAMES = tuple(f.name for f in fields(Tidy))
 
 
 def render(board: Leaderboard) -> str:
     """The file's text; the same bytes for the same records."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(NAMES)
-    writer.writerows([_text(getattr(row, name)) for name in NAMES] for row in rows(board))
+    writer.writerow(Tidy._fields)
+    writer.writerows(map(_text, row) for row in rows(board))
     return out.getvalue()
 
 
 def _text(value: str | int | float | None) -> str:
-    if value is None:
-        return ""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
+    if value is None:
+        return ""
     if isinstance(value, int):
         return str(value)
     # A spreadsheet would run what begins like a formula.

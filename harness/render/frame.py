@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from harness.leaderboard import Leaderboard
@@ -16,4 +15,4 @@ def render(board: Leaderboard) -> DataFrame:
     """One row for each value, with the columns of `Tidy`."""
     from pandas import DataFrame
 
-    return DataFrame(map(asdict, rows(board)), columns=[f.name for f in fields(Tidy)])
+    return DataFrame(rows(board), columns=Tidy._fields)

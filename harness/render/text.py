@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import unicodedata
 
@@ -11,6 +12,7 @@ NONE = "–"
 LONGEST = 300
 
 
+@functools.lru_cache
 def plain(words: str) -> str:
     """One line without control characters, not even invisible ones, and not too long.
 

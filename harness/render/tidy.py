@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from harness.leaderboard import Leaderboard
 from harness.measures import NAN, Share
@@ -26,30 +26,42 @@ FIGURES = (
 )
 
 
-@dataclass(frozen=True)
-class Tidy:
-    """One value. Shares are in [0, 1] of all evaluated samples; nan where there is none.
+class Subject(NamedTuple):
+    """What a value is of.
 
     rank:   None for an unranked row
     attack: a label, `(core)` or `(all)` for a worst case, '' for what needs no attack
     status: `ok`, or what kept the value from being there or from being whole
-    eps:    the budget as text; '' where the measure has none
     """
 
     norm: str
     target: str
     model: str
     rank: int | None
-    attack: str = ""
-    status: str = "ok"
-    eps: str = ""
-    eps_value: float = NAN
-    measure: str = ""
-    value: float = NAN
-    low: float = NAN
-    high: float = NAN
-    std: float = NAN
-    seeds: int = 0
+    attack: str
+    status: str
+
+
+class Tidy(NamedTuple):
+    """One value. Shares are in [0, 1], of all evaluated samples; nan where there is none.
+
+    eps: the budget as text; '' and nan where the measure has none
+    """
+
+    norm: str
+    target: str
+    model: str
+    rank: int | None
+    attack: str
+    status: str
+    eps: str
+    eps_value: float
+    measure: str
+    value: float
+    low: float
+    high: float
+    std: float
+    seeds: int
 
 
 def rows(board: Leaderboard) -> Iterator[Tidy]:
@@ -58,59 +70,58 @@ def rows(board: Leaderboard) -> Iterator[Tidy]:
         for row in table.rows:
             yield from _row(table, row)
     for corrupted in board.corruptions:
-        yield from _corruption(corrupted)
+        for found in corrupted.rows:
+            subject = _subject(corrupted, found.model, None, found.attack, found.status)
+            yield from _curve(corrupted, subject, "accuracy", found.accuracy)
 
 
 def _row(table: Table, row: Row) -> Iterator[Tidy]:
-    threat = table.threat
     status = f"unranked: {row.reason}" if row.reason else "ok"
-    base = Tidy(threat.norm, threat.target, row.model, row.rank, status=status)
-    yield _shared(replace(base, measure="clean_accuracy"), row.clean)
-    for attack, curve in ((CORE, row.core), (ALL, row.everything)):
-        named = replace(base, attack=attack, measure="robust_accuracy")
-        yield from _curve(table, named, curve)
-    eight = replace(base, attack=CORE, measure="robust_accuracy_8bit")
-    yield _shared(_at(eight, table, table.at), row.eight)
+    clean = _subject(table, row.model, row.rank, "", status)
+    yield Tidy(*clean, *("", NAN), "clean_accuracy", *_values(row.clean))
+    core = clean._replace(attack=CORE)
+    yield from _curve(table, core, "robust_accuracy", row.core)
+    yield from _curve(table, clean._replace(attack=ALL), "robust_accuracy", row.everything)
+    yield Tidy(*core, *_eps(table, table.at), "robust_accuracy_8bit", *_values(row.eight))
     for cell in row.cells:
-        yield from _cell(table, replace(base, attack=cell.attack, status=cell.status), cell)
+        yield from _cell(table, clean._replace(attack=cell.attack, status=cell.status), cell)
 
 
-def _cell(table: Table, base: Tidy, cell: AttackCell) -> Iterator[Tidy]:
-    yield from _curve(table, replace(base, measure="robust_accuracy"), cell.robust)
+def _cell(table: Table, subject: Subject, cell: AttackCell) -> Iterator[Tidy]:
+    yield from _curve(table, subject, "robust_accuracy", cell.robust)
     if not cell.robust:
         return
     seeds = cell.robust[0].seeds
-    base = replace(base, seeds=seeds)
-    eight = replace(base, measure="robust_accuracy_8bit")
-    yield _shared(_at(eight, table, table.at), cell.eight)
+    yield Tidy(*subject, *_eps(table, table.at), "robust_accuracy_8bit", *_values(cell.eight))
     named = [("adversarial_accuracy", cell.figures.accuracy)]
     named += [(f"round_{i + 1}_accuracy", a) for i, a in enumerate(cell.figures.rounds)]
     for measure, accuracies in named:
-        for i, accuracy in enumerate(accuracies):
-            yield replace(_at(base, table, i), measure=measure, value=accuracy)
+        for i, value in enumerate(accuracies):
+            yield Tidy(*subject, *_eps(table, i), measure, value, NAN, NAN, NAN, seeds)
     for measure in FIGURES:
-        yield replace(base, measure=measure, value=getattr(cell.figures, measure))
+        value = getattr(cell.figures, measure)
+        yield Tidy(*subject, "", NAN, measure, value, NAN, NAN, NAN, seeds)
 
 
-def _corruption(table: CorruptionTable) -> Iterator[Tidy]:
-    threat = table.threat
-    for row in table.rows:
-        base = Tidy(threat.norm, threat.target, row.model, None, row.attack, row.status)
-        yield from _curve(table, replace(base, measure="accuracy"), row.accuracy)
+def _subject(
+    table: Table | CorruptionTable, model: str, rank: int | None, attack: str, status: str
+) -> Subject:
+    return Subject(table.threat.norm, table.threat.target, model, rank, attack, status)
 
 
-def _curve(table: Table | CorruptionTable, base: Tidy, curve: Curve) -> Iterator[Tidy]:
+def _curve(
+    table: Table | CorruptionTable, subject: Subject, measure: str, curve: Curve
+) -> Iterator[Tidy]:
     for i in range(len(table.threat.eps)):
-        yield _shared(_at(base, table, i), curve[i] if curve else None)
+        yield Tidy(*subject, *_eps(table, i), measure, *_values(curve[i] if curve else None))
 
 
-def _at(base: Tidy, table: Table | CorruptionTable, column: int) -> Tidy:
+def _eps(table: Table | CorruptionTable, column: int) -> tuple[str, float]:
     eps = table.threat.eps[column]
-    return replace(base, eps=eps.text, eps_value=eps.value)
+    return eps.text, eps.value
 
 
-def _shared(base: Tidy, share: Share | None) -> Tidy:
+def _values(share: Share | None) -> tuple[float, float, float, float, int]:
     if share is None:
-        return base
-    low, high, std = share.low, share.high, share.std
-    return replace(base, value=share.mean, low=low, high=high, std=std, seeds=share.seeds)
+        return NAN, NAN, NAN, NAN, 0
+    return share.mean, share.low, share.high, share.std, share.seeds

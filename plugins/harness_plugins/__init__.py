@@ -1,0 +1,1 @@
+"""The built-in data sets, defenses and attacks, brought through the public entry points."""

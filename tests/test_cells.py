@@ -1,0 +1,275 @@
+"""What an attack or a model does, good or bad, and what its cell makes of it."""
+
+import numpy as np
+import pytest
+from support import board_text, run
+
+from harness.errors import UsageError
+from harness.outcome import Outcome
+
+LINF = 0
+
+
+def test_an_attack_is_judged_at_each_budget_and_its_queries_are_counted(tmp_path):
+    ran = run(board_text(["tiny"], ["ascend"]), tmp_path)
+    record = ran.of("tiny", "ascend")
+    a = record.arrays
+    assert record.status == "ok"
+    assert record.facts["access"] == "gradients"
+    assert a["outcome"].shape == (20, 3)
+    attacked = a["clean"] == a["y"]
+    assert (a["forward"][attacked] == 3).all()
+    assert (a["backward"][attacked] == 3).all()
+    assert record.cost["forward"] == a["forward"].sum()
+    found = a["outcome"] == Outcome.ADVERSARIAL
+    assert found[:, 2].sum() > found[:, 0].sum()
+    assert (a["label"] != a["y"][:, None])[found].all()
+    assert (a["distance"][:, :, LINF] <= np.array([0.05, 0.1, 0.2]) * 1.0001 + 1e-6).all()
+    assert "label8" in a
+
+
+def test_results_do_not_depend_on_the_batch(tmp_path):
+    """Bit for bit, for gradients, random numbers, restarts, targets and randomised models."""
+    text = board_text(
+        ["tiny", "noisy"],
+        [
+            "ascend:restarts=2",
+            "ascend:target=random",
+            "wander",
+            "ascend:eot=2",
+            "borrowed",
+            "alone",
+        ],
+    )
+    whole = run(text, tmp_path / "a", batch=64)
+    few = run(text, tmp_path / "b", batch=8)
+    assert len(whole.records) == len(few.records) == 14
+    for key, record in whole.records.items():
+        assert record.status == "ok", record.reason
+        for name, values in record.arrays.items():
+            assert np.array_equal(values, few.records[key].arrays[name]), (record.identity, name)
+
+
+def test_results_do_not_depend_on_which_other_cells_ran(tmp_path):
+    one = run(board_text(["noisy"], ["ascend"]), tmp_path / "a")
+    many = run(board_text(["tiny", "noisy"], ["wander", "ascend", "alone"]), tmp_path / "b")
+    a, b = one.of("noisy", "ascend"), many.of("noisy", "ascend")
+    assert a.key == b.key
+    assert all(np.array_equal(v, b.arrays[k]) for k, v in a.arrays.items())
+
+
+def test_restarts_only_help_and_cost_the_robust_samples_alone(tmp_path):
+    ran = run(board_text(["tiny"], ["wander", "wander:restarts=6"], eps=(0.2,)), tmp_path)
+    once, more = (ran.of("tiny", a).arrays for a in ("wander", "wander:restarts=6"))
+    fooled_once = once["outcome"][:, 0] == Outcome.ADVERSARIAL
+    fooled = more["outcome"][:, 0] == Outcome.ADVERSARIAL
+    assert fooled[fooled_once].all()
+    attacked = more["clean"] == more["y"]
+    robust = attacked & ~fooled
+    assert (more["forward"][robust, 0] == 12).all()  # six times a query and a check
+    assert (more["forward"][attacked & fooled_once, 0] == 2).all()
+
+
+def test_restarting_what_cannot_differ_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="still"):
+        run(board_text(["tiny"], ["still:restarts=2"]), tmp_path)
+
+
+def test_targeted_attacks_reach_what_they_are_told_or_any_other_label(tmp_path):
+    """As an option any wrong label counts; as the threat model's only the label asked for."""
+    option = run(board_text(["tiny"], ["ascend:target=next"]), tmp_path / "a")
+    a = option.of("tiny", "ascend:target=next").arrays
+    assert "target" not in a
+    text = board_text(["tiny"], ["ascend"], eps=(0.1, 0.4)) + 'target = "next"\n'
+    b = run(text, tmp_path / "b").of("tiny", "ascend").arrays
+    assert (b["target"] == (b["y"] + 1) % 3).all()
+    found = b["outcome"] == Outcome.ADVERSARIAL
+    assert found.any()
+    assert ((b["label"] == b["target"][:, None]) == found)[b["outcome"] != Outcome.SKIPPED].all()
+
+
+def test_a_minimum_norm_attack_runs_once_and_keeps_its_own_distances(tmp_path):
+    ran = run(board_text(["tiny"], ["shortest"], norm="L2", eps=(0.1, 1.0)), tmp_path)
+    a = ran.of("tiny", "shortest").arrays
+    assert a["outcome"].shape == (20, 1)
+    found = a["outcome"][:, 0] == Outcome.ADVERSARIAL
+    assert found.any()
+    assert len(set(a["distance"][found, 0, 1])) == found.sum()
+    cell = next(e for e in ran.plan.cells.values() if e.kind == "attack")
+    assert cell.identity["threat"]["eps"] is None
+
+
+def test_a_budget_stops_an_attack_and_its_closest_query_is_judged(tmp_path):
+    """`thirsty` walks to black and returns the clean image: under a budget it is cut at its 6th
+    query, and what it had found by then counts."""
+    attacks = ["thirsty", "thirsty:query_budget=5", "thirsty:query_budget=20"]
+    ran = run(board_text(["tiny"], attacks, eps=(0.5,)), tmp_path)
+    free, capped, roomy = (ran.of("tiny", a).arrays for a in attacks)
+    assert (free["outcome"] != Outcome.ADVERSARIAL).all()
+    assert (roomy["outcome"] != Outcome.ADVERSARIAL).all()
+    found = capped["outcome"][:, 0] == Outcome.ADVERSARIAL
+    assert found.any()
+    assert capped["forward"].max() == 5
+    assert free["forward"].max() == 11
+
+
+def test_a_preparing_attack_leaves_rounds_and_its_seeds_are_not_evaluated(tmp_path):
+    ran = run(board_text(["tiny"], ["substitute", "ascend"], more=""), tmp_path)
+    record = ran.of("tiny", "substitute")
+    assert record.status == "ok", record.reason
+    assert record.facts["access"] == "substitute"
+    assert [set(r) for r in record.facts["rounds"]] == [{"match", "queries"}] * 2
+    assert record.facts["rounds"][-1]["match"] == 1.0
+    assert record.facts["preparation_queries"] == 12 + 2 * 24
+    a = record.arrays
+    assert a["round_label"].shape == (2, 20, 3)
+    assert np.array_equal(a["round_label"][-1], a["label"])
+    assert (a["forward"] == 0).all()  # judging is not charged
+    assert np.array_equal(a["ids"], ran.of("tiny", "ascend").arrays["ids"])
+
+
+def test_a_preparing_attack_may_run_out_of_queries(tmp_path):
+    """12 queries name the seeds, 24 go to the first round: the second round is not reached."""
+    budgets = ["substitute:query_budget=40", "substitute:query_budget=20"]
+    ran = run(board_text(["tiny"], budgets), tmp_path)
+    first = ran.of("tiny", budgets[0])
+    assert (first.status, len(first.facts["rounds"])) == ("ok", 1)
+    second = ran.of("tiny", budgets[1])
+    assert second.status == "failed"
+    assert "no round was prepared within the budget" in second.reason
+
+
+def test_transfer_is_made_on_the_other_model_and_judged_on_this_one(tmp_path):
+    """Made on `tiny`, judged on `tiny:shift=5`, of which the same attack knows nothing."""
+    ran = run(board_text(["tiny:shift=0.3"], ["borrowed", "ascend"]), tmp_path)
+    record = ran.of("tiny:shift=0.3", "borrowed")
+    assert record.facts["access"] == "transfer"
+    assert (record.arrays["forward"] == 0).all()
+    fits = [c for c in ran.plan.cells.values() if c.kind == "fit"]
+    assert sorted((c.label, c.row) for c in fits) == [("tiny", False), ("tiny:shift=0.3", True)]
+    other = ran.of("tiny:shift=0.3", "ascend").arrays
+    assert not np.array_equal(record.arrays["label"], other["label"])
+
+
+def test_a_model_that_refers_to_another_is_fitted_after_it(tmp_path):
+    ran = run(board_text(["distilled"], ["wander"]), tmp_path)
+    assert ran.of("distilled").status == "ok"
+    assert [e.cell.label for e in ran.events[:2]] == ["tiny", "distilled"]
+
+
+@pytest.mark.parametrize(("how", "reaches"), [("exact", 0), ("bpda", 1), ("surrogate", 1)])
+def test_models_without_gradients_are_attacked_through_their_surrogate(tmp_path, how, reaches):
+    label = "ascend" if how == "exact" else f"ascend:gradient={how}"
+    ran = run(board_text(["stepped"], [label], eps=(0.2,)), tmp_path)
+    if not reaches:
+        assert "gradient=bpda" in ran.plan.incompatible[0].reason
+        return
+    record = ran.of("stepped", label)
+    assert record.facts["access"] == how
+    assert (record.arrays["outcome"] == Outcome.ADVERSARIAL).sum() > 5
+
+
+def test_named_parts_are_given_to_those_that_declared_them(tmp_path):
+    ran = run(board_text(["stepped", "tiny"], ["reads_threshold"]), tmp_path)
+    assert ran.of("stepped", "reads_threshold").status == "ok"
+    assert "needs the part threshold, which tiny has not" in ran.plan.incompatible[0].reason
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome"),
+    [("ball", Outcome.OUT_OF_BALL), ("box", Outcome.OUT_OF_BOX), ("nan", Outcome.NOT_FINITE)],
+)
+def test_invalid_images_are_no_success_and_are_counted(tmp_path, how, outcome):
+    ran = run(board_text(["tiny"], [f"misbehaves:how={how}"]), tmp_path)
+    record = ran.of("tiny", f"misbehaves:how={how}")
+    assert record.status == "ok"
+    attacked = record.arrays["clean"] == record.arrays["y"]
+    assert (record.arrays["outcome"][attacked] == outcome).all()
+    row = ran.leaderboard.tables[0].rows[0]
+    assert row.cells[0].robust[0] == row.clean
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("shape", r"returned shape \(20, 1, 3, 4\)|returned shape"),
+        ("dtype", "returned torch.float64"),
+        ("none", "NoneType"),
+        ("raises", r"ValueError: attack is broken \(testkit_parts.py:\d+\)"),
+        ("exits", "SystemExit: bye"),
+    ],
+)
+def test_a_broken_attack_fails_its_cell_in_one_line(tmp_path, how, reason):
+    ran = run(board_text(["tiny"], [f"misbehaves:how={how}", "wander"]), tmp_path)
+    record = ran.of("tiny", f"misbehaves:how={how}")
+    assert record.status == "failed"
+    assert not record.arrays
+    assert "\n" not in record.reason
+    import re
+
+    assert re.search(reason, record.reason), record.reason
+    assert ran.of("tiny", "wander").status == "ok"
+
+
+def test_an_attack_that_asks_for_more_than_it_declared_fails(tmp_path):
+    ran = run(board_text(["tiny"], ["greedy"]), tmp_path)
+    assert "declared that it needs labels and asked for scores" in ran.of("tiny", "greedy").reason
+
+
+def test_a_batch_that_memory_cannot_hold_is_halved(tmp_path):
+    ran = run(board_text(["tiny"], ["misbehaves:how=memory"]), tmp_path, batch=64)
+    assert ran.of("tiny", "misbehaves:how=memory").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("nan", "NaN or infinite"),
+        ("nan:kind=shape", r"shape \(20, 2\)"),
+        ("nan:kind=raises", "forward is broken"),
+        ("raises_in_fit", "no luck in training"),
+    ],
+)
+def test_a_broken_model_is_a_row_with_a_reason_and_its_attacks_are_blocked(tmp_path, model, reason):
+    import re
+
+    ran = run(board_text([model, "tiny"], ["wander"], core=["wander"]), tmp_path)
+    assert re.search(reason, ran.of(model).reason)
+    assert ran.of(model, "wander") is None
+    assert [e.status for e in ran.events if e.cell.label == model] == ["failed", "blocked"]
+    rows = {r.model: r for r in ran.leaderboard.tables[0].rows}
+    assert rows[model].rank is None
+    assert rows["tiny"].rank == 1
+
+
+@pytest.mark.parametrize(("model", "flag"), [("fickle", "between two calls"), ("batchy", "batch")])
+def test_a_model_that_changes_its_mind_gains_nothing_by_it(tmp_path, model, flag):
+    ran = run(board_text([model, "tiny"], ["ascend", "wander"]), tmp_path)
+    facts = [ran.of(model).facts, ran.of(model, "ascend").facts]
+    assert any(flag in f for fact in facts for f in fact["flags"])
+    rows = {r.model: r for r in ran.leaderboard.tables[0].rows}
+    assert rows[model].everything[0].mean <= rows["tiny"].everything[0].mean
+
+
+def test_corruptions_are_averaged_over_draws_on_all_samples(tmp_path):
+    ran = run(
+        board_text(["tiny"], ["fog"], norm="corruption", eps=(0.0, 1.0)) + "draws = 4\n", tmp_path
+    )
+    a = ran.of("tiny", "fog").arrays
+    assert a["draw_correct"].shape == (20, 2, 4)
+    clean = a["clean"] == a["y"]
+    assert (a["draw_correct"][:, 0] == clean[:, None]).all()
+    assert len(np.unique(a["draw_correct"][:, 1], axis=1).T) > 1
+
+
+def test_all_samples_attacks_the_misclassified_too(tmp_path):
+    model = "tiny:shift=1"
+    some = run(board_text([model], ["wander"]), tmp_path / "a").of(model, "wander").arrays
+    every = run(
+        board_text([model], ["wander"], more="all_samples = true"), tmp_path / "b"
+    ).of(model, "wander").arrays  # fmt: skip
+    wrong = some["clean"] != some["y"]
+    assert wrong.any()
+    assert (some["outcome"][wrong] == Outcome.SKIPPED).all()
+    assert (every["outcome"][wrong] != Outcome.SKIPPED).all()
+    assert np.array_equal(some["label"][~wrong], every["label"][~wrong])
