@@ -109,9 +109,7 @@ def test_a_valid_file_is_kept_and_only_the_others_are_downloaded(
 
 
 @pytest.mark.parametrize("there", [{"a.gz": b"torn"}, {"a.gz": b"torn", "b.gz": b"second file"}])
-def test_an_altered_file_is_replaced(
-    site: Site, tmp_path: Path, there: dict[str, bytes]
-) -> None:
+def test_an_altered_file_is_replaced(site: Site, tmp_path: Path, there: dict[str, bytes]) -> None:
     (tmp_path / "toy").mkdir()
     for name, body in there.items():
         (tmp_path / "toy" / name).write_bytes(body)
