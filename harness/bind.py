@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -54,13 +54,7 @@ def _reached(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat
 
 def bind(resolved: Resolved, target_of: TargetOf) -> Any:
     """The component with its references resolved: fitted models as targets, recipes, attacks."""
-    component = resolved.component
-    bound = {
-        f.name: _bound(value, target_of)
-        for f in fields(component)
-        if isinstance(value := getattr(component, f.name), ResolvedRef)
-    }
-    return replace(component, **bound) if bound else component
+    return _bound(resolved.component, target_of)
 
 
 def bind_attack(resolved: Resolved, target_of: TargetOf) -> Attack:
@@ -70,9 +64,17 @@ def bind_attack(resolved: Resolved, target_of: TargetOf) -> Attack:
     return Restarted(attack, restarts) if restarts > 1 else attack
 
 
-def _bound(ref: ResolvedRef, target_of: TargetOf) -> Any:
-    if ref.kind == "model":
-        return target_of(ref.resolved)
-    if ref.kind == "attack":
-        return bind_attack(ref.resolved, target_of)
-    return bind(ref.resolved, target_of)
+def _bound(value: Any, target_of: TargetOf) -> Any:
+    """The value, with every reference in it resolved, those inside a `OneOf`'s choice too."""
+    if isinstance(value, ResolvedRef):
+        if value.kind == "model":
+            return target_of(value.resolved)
+        if value.kind == "attack":
+            return bind_attack(value.resolved, target_of)
+        return bind(value.resolved, target_of)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    old = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+    new = {name: _bound(held, target_of) for name, held in old.items()}
+    changed = {name: held for name, held in new.items() if held is not old[name]}
+    return replace(value, **changed) if changed else value

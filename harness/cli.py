@@ -122,6 +122,7 @@ def plan(
     type=click.Choice(["terminal", "markdown", "csv"]),
     default="terminal",
     show_default=True,
+    help="How to print it",
 )
 @click.option("--cost", is_flag=True, help="Times and queries instead of accuracies")
 def report(

@@ -226,10 +226,9 @@ def _bounds(schema: Any) -> Iterator[str]:
         for inner in schema:
             yield from _bounds(inner)
     elif isinstance(schema, dict):
+        yield from (text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema)
         for key, value in schema.items():
-            if key in _BOUNDS:
-                yield _BOUNDS[key].format(value)
-            else:
+            if key not in _BOUNDS:
                 yield from _bounds(value)
 
 

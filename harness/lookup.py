@@ -102,12 +102,18 @@ def _find(entry: Entry, record: Record | None, fit: Found | None) -> Found:
         return Found(entry, NOT_RUN, "no record of it yet")
     if record.status != "ok":
         return Found(entry, record.status, record.reason, stored=record)
-    if fit is not None and fit.record is not None and fit.record.weights != record.weights:
-        return Found(entry, STALE, "made on other weights than the fit record's", stored=record)
+    status, reason = _believed(entry, record, None if fit is None else fit.record)
+    return Found(entry, status, reason, None if reason else record, stored=record)
+
+
+def _believed(entry: Entry, record: Record, fit: Record | None) -> tuple[str, str]:
+    """`ok`, or why a record that ended so is not read after all."""
+    if fit is not None and fit.weights != record.weights:
+        return STALE, "made on other weights than the fit record's"
     needed = NEEDED[CORRUPTION if entry.norm == CORRUPTION else entry.kind]
     if lacking := needed - record.arrays.keys():
-        return Found(entry, FOREIGN, f"lacks {', '.join(sorted(lacking))}", stored=record)
-    return Found(entry, "ok", record=record, stored=record)
+        return FOREIGN, f"lacks {', '.join(sorted(lacking))}"
+    return "ok", ""
 
 
 def _same_samples(found: Iterable[Found], declared: int) -> int:

@@ -97,7 +97,11 @@ class Manifest:
             )
             for t in raw.pop("threats")
         )
-        rows = {name: tuple(Row(**r) for r in raw.pop(name)) for name in ("models", "attacks")}
-        entries = tuple(Entry(**e) for e in raw.pop("entries"))
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return cls(threats=threats, entries=entries, **rows, **plain)
+        lists: dict[str, Any] = {
+            "threats": threats,
+            "models": tuple(Row(**r) for r in raw.pop("models")),
+            "attacks": tuple(Row(**r) for r in raw.pop("attacks")),
+            "entries": tuple(Entry(**e) for e in raw.pop("entries")),
+            "seeds": tuple(raw.pop("seeds")),
+        }
+        return cls(**lists, **raw)

@@ -35,9 +35,9 @@ class Outcome(IntEnum):
 
 def within(distance: NDArray[np.float64], eps: float) -> NDArray[np.bool_]:
     """distance ≤ eps, up to rounding: eps(1 + 1e-4) + 1e-6. Nothing is within eps = 0 but 0."""
-    if eps == 0:
-        return distance == 0
-    return distance <= eps * (1 + RELATIVE_SLACK) + ABSOLUTE_SLACK
+    limit = 0.0 if eps == 0 else eps * (1 + RELATIVE_SLACK) + ABSOLUTE_SLACK
+    near: NDArray[np.bool_] = distance <= limit
+    return near
 
 
 def smallest_distance(

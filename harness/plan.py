@@ -172,11 +172,13 @@ def make_plan(
     pairs = [
         (c.label, a, t) for c, a in attacks for t in board.threats if applies(a.entry.spec, t.norm)
     ]
+    asked = [t.norm for t in board.threats]
     for choice, attack in attacks:
-        if all(a is not attack for _, a, _ in pairs):
+        norms = attack.entry.spec.norms
+        if not set(norms) & set(asked):
             raise UsageError(
-                f"attack {choice.label}: supports {', '.join(attack.entry.spec.norms)}, none of "
-                f"which the board's threats ask for ({', '.join(t.norm for t in board.threats)})"
+                f"attack {choice.label}: supports {', '.join(norms)}, none of which the board's "
+                f"threats ask for ({', '.join(asked)})"
             )
     cells: dict[str, Cell] = {}
     unfit: list[Cell] = []

@@ -178,7 +178,7 @@ def stratified(y: Array, seed: int = 0) -> Array:
     for label in np.unique(y):
         images = shuffled[y[shuffled] == label].tolist()
         size = len(images)
-        windows += [(j * n // size, -(-(j + 3) * n // size), i) for j, i in enumerate(images)]
+        windows += [(j * n // size, -(-(j + 1) * n // size), i) for j, i in enumerate(images)]
     to_come = deque(sorted(windows, key=itemgetter(0)))
     order, waiting = np.empty(n, dtype=np.int64), list[tuple[int, int]]()
     for position in range(n):

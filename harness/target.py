@@ -153,7 +153,7 @@ class Target:
         """Scores (n, k) with graph: each backward through them is a backward query."""
         scores = self._query(x, "gradients")
         if scores.requires_grad:
-            scores.register_hook(self._count_backward)
+            scores.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return scores
 
     def gradient(self, loss: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,15 +187,20 @@ class Target:
 
     def at(self, rows: Tensor) -> Target:
         """The handle for those of the n samples, repeats allowed, in that order."""
+        if self.rows is None:  # free: it takes any images and counts them together
+            return replace(self, wanted=self._wanted_at(rows))
         index = rows.cpu().numpy()
-        own = index if self.rows is None else self.rows[index]
+        own = self.rows[index]
         return replace(
             self,
             rows=own,
             weight=np.bincount(own, minlength=len(self.ledger.forward)),
             rng=self.rng.at(rows) if self.rng is not None else None,
-            wanted=self.wanted[rows.to(self.wanted.device)] if self.wanted is not None else None,
+            wanted=self._wanted_at(rows),
         )
+
+    def _wanted_at(self, rows: Tensor) -> Tensor | None:
+        return None if self.wanted is None else self.wanted[rows.to(self.wanted.device)]
 
     def _chunked(self, x: Tensor, level: Level) -> Tensor:
         size = self.source.chunk
@@ -203,9 +208,8 @@ class Target:
             return self._query(x, level)
         if self.rows is None:
             return torch.cat([self._query(x[i : i + size], level) for i in range(0, len(x), size)])
-        positions = torch.arange(len(x))
-        pieces = positions.split(size)
         self._admit(x)
+        pieces = [torch.arange(i, min(i + size, len(x))) for i in range(0, len(x), size)]
         return torch.cat([self.at(p)._query(x[p.to(x.device)], level) for p in pieces])
 
     def _query(self, x: Tensor, level: Level) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -70,7 +72,7 @@ def test_dropout_stands_after_the_hidden_layers(arch, info, before_each_dropout)
     layers = list(arch.build(info, 0.3).named_children())
     found = [
         (before, layer.p)
-        for (before, _), (_, layer) in zip(layers, layers[1:], strict=False)
+        for (before, _), (_, layer) in pairwise(layers)
         if isinstance(layer, nn.Dropout)
     ]
     assert found == [(name, 0.3) for name in before_each_dropout]

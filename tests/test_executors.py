@@ -181,7 +181,7 @@ def test_a_timeout_kills_its_cell_alone(cells):
     with Process(2, timeout=0.6) as executor:
         hung = executor.submit(cells.stubborn, {})
         others = [executor.submit(cells.who, {"seconds": 0.1}) for _ in range(8)]
-        with pytest.raises(CellTimeout, match="killed after 0.6 s") as caught:
+        with pytest.raises(CellTimeout, match=r"killed after 0\.6 s") as caught:
             hung.result(timeout=20)
         assert caught.value.seconds == 0.6
         assert len([f.result(timeout=20) for f in others]) == 8
@@ -281,10 +281,11 @@ def test_cancel_stops_what_runs_and_what_waits_at_once(cells, tmp_path):
     pids = tmp_path / "pids"
     pids.mkdir()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Process(2) as executor:
-        spec = {"folder": str(pids), "seconds": 60}
-        futures = [executor.submit(cells.mark_and_sleep, spec) for _ in range(5)]
-        until(lambda: len(list(pids.iterdir())) == 2)
+    executor = Process(2)
+    spec = {"folder": str(pids), "seconds": 60}
+    futures = [executor.submit(cells.mark_and_sleep, spec) for _ in range(5)]
+    until(lambda: len(list(pids.iterdir())) == 2)
+    with pytest.raises(KeyboardInterrupt), executor:
         raise KeyboardInterrupt
     assert time.monotonic() - began < 10
     assert not any(alive(p.name) for p in pids.iterdir())

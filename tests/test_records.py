@@ -110,7 +110,7 @@ def test_examples_are_kept_apart(store):
     store.write(make(1), examples=images)
     store.write(make(2))
     np.testing.assert_array_equal(store.examples(make(1).key)["x_adv"], images["x_adv"])
-    with pytest.raises(RecordError, match="not kept.*--keep-examples"):
+    with pytest.raises(RecordError, match=r"not kept.*--keep-examples"):
         store.examples(make(2).key)
     with pytest.raises(RecordError, match="no such record"):
         store.examples(make(3).key)
@@ -241,7 +241,7 @@ def test_altered_examples_are_found_when_they_are_read(store):
     (path,) = store.folder.glob("*.examples.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     assert store.scan()[1] == ()
-    with pytest.raises(RecordError, match="examples.*sha256"):
+    with pytest.raises(RecordError, match=r"examples.*sha256"):
         store.examples(make().key)
 
 

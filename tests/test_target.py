@@ -228,3 +228,10 @@ def test_dlr_by_hand_and_its_least_number_of_classes():
     torch.testing.assert_close(value, torch.tensor([(3.0 - 4.0) / (4.0 - 2.0)]))
     with pytest.raises(PluginError, match="3 classes or more"):
         LOSSES["dlr"](torch.zeros(1, 2), torch.tensor([0]))
+
+
+def test_a_free_target_takes_any_images_and_their_subsets():
+    target = Target.around(linear(), K)
+    target.labels(images(5))
+    target.at(torch.tensor([0, 3])).labels(images(2))
+    assert target.ledger.forward.tolist() == [7]

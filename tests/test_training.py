@@ -168,9 +168,16 @@ def test_trains_in_train_mode_and_leaves_eval_mode(data):
 @pytest.mark.parametrize("before", [True, False])
 def test_evaluating_puts_the_mode_back_whatever_happens(before):
     net = network(0.5).train(before)
-    with pytest.raises(Killed), evaluating(net):
-        assert not any(module.training for module in net.modules())
-        raise Killed
+    within = []
+
+    def work():
+        with evaluating(net):
+            within.extend(module.training for module in net.modules())
+            raise Killed
+
+    with pytest.raises(Killed):
+        work()
+    assert not any(within)
     assert all(module.training == before for module in net.modules())
 
 
@@ -230,6 +237,7 @@ def test_one_cycle_rises_to_one_and_falls_to_zero():
 
 def test_the_schedule_multiplies_the_rate(data):
     """Plain gradient descent with one batch an epoch: each step is lr · factor · gradient."""
+
     class Weights(nn.Module):
         def __init__(self):
             super().__init__()

@@ -6,6 +6,7 @@ the bytes do not hang on the version of a library that measures widths.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from harness.leaderboard import NO_GRADIENT, OUTDONE, RELABELLED, Leaderboard
@@ -28,7 +29,7 @@ FLAGS = {
     "once counts as wrong",
     "corrupted images were invalid": "not finite, or outside [0, 1]; they count as the clean image",
 }
-DISTANCES = """\
+COLUMNS = """\
 * **Success**: share of the correctly classified samples that the attack found an adversarial image
   for, at any ε of the grid (at any distance, for a minimum-norm attack). **Distances** are of those
   samples, each with its smallest; **ρ** is their mean ‖r‖₂/‖x‖₂.
@@ -49,6 +50,9 @@ def _parts(board: Leaderboard) -> Iterator[str]:
     yield from _opening(board)
     for table in board.tables:
         yield from _threat(table)
+    if board.tables:
+        yield "### Columns of the attacks' tables"
+        yield COLUMNS
     for corrupted in board.corruptions:
         yield from _corruption(corrupted)
     if board.gaps:
@@ -75,10 +79,10 @@ def _opening(board: Leaderboard) -> Iterator[str]:
         f"board `{_code(b.name)}`, version {b.version}."
     )
     yield "Written from the records in this folder. To fill in what is missing, or to print it:"
-    folder = f"leaderboards/{plain(b.name)}"
+    folder = shlex.quote(f"leaderboards/{plain(b.name)}")
     yield f"```\nharness run {folder}\nharness report {folder}\n```"
     yield "## How to read it"
-    attacked = "; they are attacked all the same" if b.all_samples else ""
+    attacked = "; such samples are attacked all the same" if b.all_samples else ""
     spread = (
         "`±` is the standard deviation over the seeds"
         if len(b.seeds) > 1
@@ -86,7 +90,8 @@ def _opening(board: Leaderboard) -> Iterator[str]:
     )
     yield f"""\
 * Every accuracy is a percentage of **all {n} evaluated samples**: a sample that is misclassified
-  without any attack counts as broken at every ε{attacked}. In the tables {spread}.
+  without any attack counts as broken at every ε{attacked}.
+  In the tables {spread}.
 * **Robust** accuracy at ε is the share of samples for which no verified adversarial image within ε
   was found; every image was checked and classified again by the harness, not by the attack. Over
   several attacks it is the worst case, sample by sample. A stronger attack may lower it.
@@ -117,7 +122,6 @@ def _threat(table: Table) -> Iterator[str]:
     )
     yield _draw(pairs)
     yield _draw(grids.details(table))
-    yield DISTANCES
     if (pool := grids.optimality(table)).rows:
         yield "Mean optimality over the models:"
         yield _draw(pool)

@@ -23,7 +23,7 @@ def render(board: Leaderboard, console: Console | None = None) -> None:
     console = console or Console()
     for title, grid in _sections(board):
         if console.is_terminal:
-            console.print(_drawn(title, grid))
+            console.print(Text(title), _drawn(grid))
         else:
             console.file.write(f"{title}\n\n{columns(grid)}\n")
 
@@ -50,8 +50,8 @@ def _sections(board: Leaderboard) -> Iterator[tuple[str, Grid]]:
         yield "Files among the records that were left out", grids.problems(board)
 
 
-def _drawn(title: str, grid: Grid) -> RichTable:
-    table = RichTable(title=Text(title), title_justify="left")
+def _drawn(grid: Grid) -> RichTable:
+    table = RichTable()
     for name, align in zip(grid.header, grid.align, strict=True):
         table.add_column(Text(name), justify="right" if align == "r" else "left")
     for row in grid.rows:

@@ -10,6 +10,7 @@ from harness.measures import NAN, Share
 from harness.standings import AttackCell, CorruptionTable, Curve, Row, Table
 
 CORE, ALL = "(core)", "(all)"
+NOWHERE = ("", NAN)  # the eps of a measure that has none
 FIGURES = (
     "success",
     "mean_distance",
@@ -40,6 +41,16 @@ class Subject(NamedTuple):
     rank: int | None
     attack: str
     status: str
+
+
+class Value(NamedTuple):
+    """A measured value: a share's fields, or a number alone."""
+
+    value: float = NAN
+    low: float = NAN
+    high: float = NAN
+    std: float = NAN
+    seeds: int = 0
 
 
 class Tidy(NamedTuple):
@@ -78,11 +89,11 @@ def rows(board: Leaderboard) -> Iterator[Tidy]:
 def _row(table: Table, row: Row) -> Iterator[Tidy]:
     status = f"unranked: {row.reason}" if row.reason else "ok"
     clean = _subject(table, row.model, row.rank, "", status)
-    yield Tidy(*clean, *("", NAN), "clean_accuracy", *_values(row.clean))
+    yield _tidy(clean, NOWHERE, "clean_accuracy", _value(row.clean))
     core = clean._replace(attack=CORE)
     yield from _curve(table, core, "robust_accuracy", row.core)
     yield from _curve(table, clean._replace(attack=ALL), "robust_accuracy", row.everything)
-    yield Tidy(*core, *_eps(table, table.at), "robust_accuracy_8bit", *_values(row.eight))
+    yield _tidy(core, _eps(table, table.at), "robust_accuracy_8bit", _value(row.eight))
     for cell in row.cells:
         yield from _cell(table, clean._replace(attack=cell.attack, status=cell.status), cell)
 
@@ -92,15 +103,15 @@ def _cell(table: Table, subject: Subject, cell: AttackCell) -> Iterator[Tidy]:
     if not cell.robust:
         return
     seeds = cell.robust[0].seeds
-    yield Tidy(*subject, *_eps(table, table.at), "robust_accuracy_8bit", *_values(cell.eight))
+    yield _tidy(subject, _eps(table, table.at), "robust_accuracy_8bit", _value(cell.eight))
     named = [("adversarial_accuracy", cell.figures.accuracy)]
     named += [(f"round_{i + 1}_accuracy", a) for i, a in enumerate(cell.figures.rounds)]
     for measure, accuracies in named:
         for i, value in enumerate(accuracies):
-            yield Tidy(*subject, *_eps(table, i), measure, value, NAN, NAN, NAN, seeds)
+            yield _tidy(subject, _eps(table, i), measure, Value(value, seeds=seeds))
     for measure in FIGURES:
         value = getattr(cell.figures, measure)
-        yield Tidy(*subject, "", NAN, measure, value, NAN, NAN, NAN, seeds)
+        yield _tidy(subject, NOWHERE, measure, Value(value, seeds=seeds))
 
 
 def _subject(
@@ -113,7 +124,7 @@ def _curve(
     table: Table | CorruptionTable, subject: Subject, measure: str, curve: Curve
 ) -> Iterator[Tidy]:
     for i in range(len(table.threat.eps)):
-        yield Tidy(*subject, *_eps(table, i), measure, *_values(curve[i] if curve else None))
+        yield _tidy(subject, _eps(table, i), measure, _value(curve[i] if curve else None))
 
 
 def _eps(table: Table | CorruptionTable, column: int) -> tuple[str, float]:
@@ -121,7 +132,11 @@ def _eps(table: Table | CorruptionTable, column: int) -> tuple[str, float]:
     return eps.text, eps.value
 
 
-def _values(share: Share | None) -> tuple[float, float, float, float, int]:
+def _value(share: Share | None) -> Value:
     if share is None:
-        return NAN, NAN, NAN, NAN, 0
-    return share.mean, share.low, share.high, share.std, share.seeds
+        return Value()
+    return Value(share.mean, share.low, share.high, share.std, share.seeds)
+
+
+def _tidy(subject: Subject, eps: tuple[str, float], measure: str, value: Value) -> Tidy:
+    return Tidy._make((*subject, *eps, measure, *value))

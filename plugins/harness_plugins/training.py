@@ -9,7 +9,7 @@ ends with the very bits of one that was not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Protocol
@@ -118,9 +118,12 @@ SCHEDULES: Mapping[str, type] = {"exponential": Exponential, "one-cycle": OneCyc
 class Settings:
     """Options that every trained defense has: it inherits these fields and changes defaults.
 
-    epochs: passes over the training images
-    batch:  images per step
-    lr:     learning rate, which the schedule multiplies
+    arch:      the network
+    epochs:    passes over the training images
+    batch:     images per step
+    lr:        learning rate, which the schedule multiplies
+    optimiser: how a step is made of the gradient
+    schedule:  the learning rate's course over the epochs
     """
 
     arch: Annotated[Architecture, OneOf(ARCHITECTURES)] = MLP()
@@ -150,7 +153,7 @@ def train(
                 f"weights are not finite; try a smaller learning rate than lr={settings.lr:g}"
             )
         run.save(_snapshot(net, optimiser, epoch + 1))
-    net.eval()
+    pass
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class _Loop:
         x, y = self.data.x.to(self.run.device), self.data.y.to(self.run.device)
         stream = _stream(self.run, "draws", epoch)
         order = _stream(self.run, "order", epoch).uniform(len(x))[0].argsort(stable=True)
-        batches = order.split(self.settings.batch)
+        batches = torch.split(order, self.settings.batch)
         total = torch.zeros((), device=self.run.device)
         for i, rows in enumerate(batches):
             done = epoch + i / len(batches)

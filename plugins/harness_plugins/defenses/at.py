@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -45,7 +45,7 @@ class AdversarialTraining(Settings):
     ramp: Annotated[float, Ge(0)] = 1.0
     epochs: Annotated[int, Ge(1)] = 8
     batch: Annotated[int, Ge(1)] = 128
-    lr: Annotated[float, Ge(0)] = 2e-3
+    lr: Annotated[float, Gt(0)] = 2e-3
     schedule: Annotated[Schedule, OneOf(SCHEDULES)] = OneCycle()
 
     def build(self, info: Info) -> nn.Module:

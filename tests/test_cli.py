@@ -1,0 +1,306 @@
+"""The command line as a user meets it: exit codes, one-line errors, what goes to stdout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from support import board_text
+
+from harness import cli
+
+
+def harness(*arguments, cwd=None):
+    """The real command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=cwd,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """`harness …` in this process: its exit code, stdout and stderr."""
+
+    def call_(*arguments):
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as done:
+            code = done.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call_
+
+
+@pytest.fixture
+def board(tmp_path):
+    def make(text):
+        folder = tmp_path / "board"
+        folder.mkdir(exist_ok=True)
+        (folder / "board.toml").write_text(text)
+        return folder
+
+    return make
+
+
+TEXT = board_text(["tiny", "stepped"], ["ascend", "wander"], core=["wander"])
+
+
+def test_help_and_import_need_no_torch():
+    for code in ("import harness, harness.plugin", "import harness.cli"):
+        checked = f"{code}; import sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", checked], check=False).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "harness", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "torch" not in done.stderr
+    assert "quick board" in done.stdout
+
+
+def test_every_command_and_option_has_help():
+    for name, command in cli.cli.commands.items():
+        result = CliRunner().invoke(cli.cli, [name, "--help"])
+        assert result.exit_code == 0
+        assert command.help
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, (name, parameter.name)
+
+
+def test_run_writes_the_board_and_running_again_only_prints(board, call):
+    folder = board(TEXT)
+    code, out, err = call("run", folder, "--jobs", 1)
+    assert code == 0, err
+    assert "kit: Linf" in out
+    files = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert {p.name for p in files} >= {"README.md", "leaderboard.csv", "cells.json", "board.toml"}
+    code, again, _ = call("run", folder, "--jobs", 1)
+    assert (code, again) == (0, out)
+    assert files == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert call("report", folder)[1] == out.split("Table:")[0]
+
+
+def test_report_needs_no_plugin_no_torch_and_no_data(board, call):
+    folder = board(TEXT)
+    call("run", folder, "--jobs", 1)
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.path[:] = [p for p in sys.path"
+        " if 'kit' not in p]; sys.argv = ['harness', 'report', sys.argv[1], '--format', 'csv'];"
+        "from harness.cli import main; main()"
+    )
+    env = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, env=env,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (folder / "leaderboard.csv").read_text()
+
+
+def test_flags_run_what_is_not_the_boards_and_keep_it_out_of_its_table(board, call):
+    folder = board(TEXT)
+    call("run", folder, "--jobs", 1)
+    before = (folder / "README.md").read_bytes()
+    code, out, _ = call("run", folder, "--jobs", 1, "--attack", "wander:restarts=3", "--eps", "0.3")
+    assert code == 0
+    assert "wander:restarts=3" in out
+    assert "2 of 4 cells are not the board's own" in out
+    assert (folder / "README.md").read_bytes() == before
+
+
+def test_plan_shows_every_state_and_why(board, call):
+    folder = board(board_text(["tiny", "stepped"], ["ascend", "misbehaves:how=raises"]))
+    call("run", folder, "--jobs", 1, "--model", "tiny")
+    code, out, _ = call("plan", folder, "--json")
+    assert code == 0
+    states = {(c["model"], c["attack"]): c for c in map(json.loads, out.splitlines())}
+    assert states["tiny", ""]["state"] == "cached"
+    assert states["tiny", "misbehaves:how=raises"]["state"] == "failed before"
+    assert "attack is broken" in states["tiny", "misbehaves:how=raises"]["reason"]
+    assert states["stepped", ""]["state"] == "new"
+    assert states["stepped", "ascend"]["state"] == "incompatible"
+    assert "offers labels" in states["stepped", "ascend"]["reason"]
+    assert "2 cached" in call("plan", folder)[1]
+
+
+def test_json_keeps_stdout_for_records(board, call):
+    folder = board(TEXT)
+    code, out, _ = call("run", folder, "--jobs", 1, "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert {r["kind"] for r in records} == {"fit", "attack"}
+    assert all(r["status"] == "ok" and "identity" in r for r in records)
+
+
+def test_a_failed_cell_is_exit_code_1_then_and_later(board, call):
+    folder = board(board_text(["tiny"], ["misbehaves:how=raises", "wander"]))
+    code, out, err = call("run", folder, "--jobs", 1)
+    assert code == 1
+    assert "failed: misbehaves:how=raises on tiny Linf seed 0: ValueError: attack is broken" in err
+    assert "attack is broken" in out
+    assert call("run", folder, "--jobs", 1)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "tinny"], "did you mean 'tiny'"),
+        (["--attack", "asend"], "'ascend'"),
+        (["--dataset", "blob"], "'blobs'"),
+        (["--attack", "ascend:stpes=3"], "stpes"),
+        (["--attack", "wander:restart=3"], "did you mean 'restarts'"),
+        (["--attack", "wander:restarts=0"], "restarts"),
+        (["--attack", "wander:restarts=many"], "many"),
+        (["--attack", "shortest"], "supports L2, none of which"),
+        (["--norm", "L3"], "L3"),
+        (["--eps", "eight"], "eight"),
+        (["--eps", "-1"], "-1"),
+        (["--limit", "0"], "--limit"),
+        (["--limit", "x"], "not a valid integer"),
+        (["--device", "tpu"], "--device"),
+        (["--device", "cuda:9"], "CUDA devices"),
+        (["--model", "tiny("], "tiny("),
+        (["--dataset", "blobs:kind=outside"], "[0, 1]"),
+        (["--dataset", "blobs:kind=labels"], "label"),
+        (["--dataset", "blobs:classes=0-7"], "7"),
+        (["--timeout", "3", "--executor", "inline"], "--executor process"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_code_2(board, call, arguments, message):
+    code, out, err = call("run", board(TEXT), "--jobs", 1, *arguments)
+    assert code == 2, err
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert len(err.strip().splitlines()) <= 4  # click adds its usage lines
+
+
+def test_an_unknown_board_names_what_there_is(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("run", "nowhere")
+    assert code == 2
+    assert "built in (digits)" in err
+
+
+def test_another_board_in_the_folder_is_not_overwritten(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "leaderboards" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "board.toml").write_text(TEXT)
+    code, _, err = call("run")
+    assert code == 2
+    assert "is another board (kit version 1, not digits version" in err
+    assert (folder / "board.toml").read_text() == TEXT
+
+
+def test_torn_and_foreign_records_are_named_excluded_and_left(board, call):
+    folder = board(TEXT)
+    call("run", folder, "--jobs", 1)
+    torn = sorted((folder / "records").glob("*.json"))[0]
+    torn.write_bytes(torn.read_bytes()[:100])
+    (folder / "records" / "notes.txt").write_text("hello")
+    code, out, _ = call("report", folder)
+    assert code == 0
+    assert torn.name in out
+    assert "notes.txt" in out
+    assert len(torn.read_bytes()) == 100
+
+
+def test_verify_agrees_and_finds_what_was_tampered_with(board, call):
+    folder = board(board_text(["tiny"], ["ascend", "wander"]))
+    code, _, err = call("verify", folder)
+    assert code == 2
+    assert "--keep-examples" in err
+    call("run", folder, "--jobs", 1, "--keep-examples")
+    code, out, _ = call("verify", folder)
+    assert code == 0, out
+    assert "2 of 2 records agree" in out
+
+    import numpy as np
+
+    from harness.records import Store
+
+    store = Store(folder / "records")
+    records, _ = store.scan()
+    found = ((k, r) for k, r in records.items() if r.kind == "attack")
+    key, record = next((k, r) for k, r in found if (r.arrays["outcome"] == 2).any())
+    lie = {**record.arrays, "outcome": np.full_like(record.arrays["outcome"], 1)}
+    store.write(type(record)(**{**vars(record), "arrays": lie}), store.examples(key))
+    code, out, _ = call("verify", folder)
+    assert code == 1
+    assert "DIFFERS" in out
+
+
+def test_list_and_show(call):
+    code, out, _ = call("list", "attacks")
+    assert code == 0
+    assert "ascend" in out
+    names = [json.loads(line)["name"] for line in call("list", "models", "--json")[1].splitlines()]
+    assert {"tiny", "standard", "at"} <= set(names)
+    code, out, _ = call("show", "pgd")
+    assert code == 0
+    for expected in ("steps", "restarts", "1706.06083", "gradients"):
+        assert expected in out
+    code, _, err = call("show", "pdg")
+    assert code == 2
+    assert "pgd" in err
+
+
+def test_every_built_in_is_shown_with_a_summary(call):
+    for kind in ("models", "attacks", "datasets"):
+        for line in call("list", kind, "--json")[1].splitlines():
+            row = json.loads(line)
+            if row["from"].startswith("robustness-harness"):
+                assert row["summary"]
+                assert call("show", row["name"])[0] == 0
+
+
+def test_internal_errors_are_exit_code_3(call, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("oops")
+
+    monkeypatch.setattr("harness.registry.discover", broken)
+    code, _, err = call("list", "models")
+    assert code == 3
+    assert "internal error: RuntimeError: oops" in err
+
+
+def test_ctrl_c_is_exit_code_130_and_loses_nothing(board, call, monkeypatch):
+    import harness.run as running
+
+    folder = board(TEXT)
+    real, calls = running.run_cell, []
+
+    def interrupted(task):
+        calls.append(task)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(task)
+
+    monkeypatch.setattr(running, "run_cell", interrupted)
+    code, _, err = call("run", folder, "--executor", "inline")
+    assert code == 130
+    assert "run again to go on" in err
+    assert len(list((folder / "records").glob("*.json"))) == 2
+    monkeypatch.setattr(running, "run_cell", real)
+    assert call("run", folder, "--jobs", 1)[0] == 0
+
+
+def test_the_quick_board_is_small():
+    """At most six models and six attacks, two norms; its name is its folder's."""
+    from harness.board import read_board
+    from harness.plugin import CORRUPTION
+
+    board = read_board(Path(cli.__file__).parent / "boards" / "digits.toml")
+    assert len(board.models) <= 6
+    assert len(board.attacks) <= 6
+    assert len([t for t in board.threats if t.norm != CORRUPTION]) == 2
+    assert board.name == "digits"
