@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,16 @@ from harness.threat import Threat
 from harness.verify import ALONE, Samples, Verdict, judge, unstable
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+# What a record is kept as: distances were judged in float64, and their sixth digit says enough.
+KEPT = {
+    "label": np.int16,
+    "label8": np.int16,
+    "distance": np.float32,
+    "distance8": np.float32,
+    "forward": np.int32,
+    "backward": np.int32,
+}
 
 
 @dataclass
@@ -66,7 +76,8 @@ class Columns:
     def arrays(self) -> Arrays:
         """(n, columns, …) of everything."""
         names = self.verdicts[0]
-        return {name: np.stack([v[name] for v in self.verdicts], axis=1) for name in names}
+        stacked = {name: np.stack([v[name] for v in self.verdicts], axis=1) for name in names}
+        return {name: a.astype(KEPT.get(name, a.dtype)) for name, a in stacked.items()}
 
 
 def run(bench: Bench) -> Result:
@@ -97,7 +108,12 @@ def run(bench: Bench) -> Result:
     cost = {k: int(arrays[k].sum()) for k in ("forward", "backward")}
     return Result(
         "ok",
-        facts={"access": access(attack), "kind": _kind(bench), **facts},
+        facts={
+            "access": access(attack),
+            "kind": _kind(bench),
+            "eps": [asdict(e) for e in row.eps],
+            **facts,
+        },
         cost=cost,
         weights=bench.task["weights"],
         arrays={**common, **arrays},
@@ -229,7 +245,7 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
             raise PluginError(f"no round was prepared within the budget: {error}") from error
     if columns is None:
         raise PluginError("prepare() gave no round")
-    arrays = {**columns.arrays(), "round_label": np.stack(labels).astype(np.int16)}
+    arrays = {**columns.arrays(), "round_label": np.stack(labels)}
     facts = {
         "rounds": infos,
         "preparation_queries": int(ledger.forward.sum()),

@@ -53,5 +53,5 @@ def smallest_distance(
     """
     broken = (outcome == Outcome.ADVERSARIAL) | (outcome == Outcome.UNSTABLE)
     found = np.where(broken, distance[:, :, NORMS.index(norm)], np.inf)
-    smallest: NDArray[np.float64] = found.min(axis=1, initial=np.inf)
+    smallest: NDArray[np.float64] = found.min(axis=1, initial=np.inf).astype(np.float64)
     return np.where(clean_wrong, 0.0, smallest)

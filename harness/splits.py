@@ -51,8 +51,8 @@ class Dataset(Protocol):
 class DataOptions:
     """What the harness gives to every data set.
 
-    classes: those to keep, 0-1, 3+8 or 0-4+7, relabelled from 0 in the order written; none: all
-    train:   how many training images to keep, a fixed, class-proportional choice; none: all
+    classes: those to keep, 0-1, 3+8 or 0-4+7, relabelled from 0 in the order written; else all
+    train:   how many training images to keep, a fixed, class-proportional choice
     """
 
     classes: tuple[int | str, ...] = ()
@@ -141,8 +141,10 @@ def class_list(written: Iterable[int | str], known: int) -> list[int]:
         if not match:
             raise UsageError(f"classes={text}: {part!r} is neither a class nor a range such as 0-4")
         first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < known:
-            raise UsageError(f"classes={text}: {part!r} is not within 0 … {known - 1}, in order")
+        if last < first:
+            raise UsageError(f"classes={text}: {part!r} runs down; write {last}-{first}")
+        if last >= known:
+            raise UsageError(f"classes={text}: {last} is not a class; they are 0 … {known - 1}")
         classes += range(first, last + 1)
     if len(set(classes)) < len(classes) or len(classes) < 2:
         raise UsageError(f"classes={text}: expected two or more classes, each of them once")

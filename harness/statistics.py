@@ -49,7 +49,7 @@ def holm(pvalues: ArrayLike) -> Floats:
     order = np.argsort(p, kind="stable")
     stepped = p[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
     return adjusted
 
 

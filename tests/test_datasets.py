@@ -23,7 +23,7 @@ from harness.data import DataOptions, Files, Splits, apply, check, materialise
 from harness.errors import UsageError
 from harness.plugin import DatasetSpec
 from harness_plugins import datasets
-from harness_plugins.datasets import cifar10, idx, mnist
+from harness_plugins.datasets import IDX_FILES, cifar10, idx, mnist
 from harness_plugins.datasets.cifar10 import Cifar10
 from harness_plugins.datasets.digits import Digits
 from harness_plugins.datasets.mnist import Mnist
@@ -122,7 +122,7 @@ def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
         name: RNG.integers(0, 256, (n, 28, 28), np.uint8)
         if "images" in name
         else (np.arange(n) % 10).astype(np.uint8)
-        for name, n in zip(idx.FILES, (20, 20, 10, 10), strict=True)
+        for name, n in zip(IDX_FILES, (20, 20, 10, 10), strict=True)
     }
     put(tmp_path, monkeypatch, {name: idx_data(array) for name, array in arrays.items()})
     return arrays
@@ -134,7 +134,7 @@ def put(root: Path, monkeypatch: pytest.MonkeyPatch, raw: dict[str, bytes]) -> N
     packed = {name: gzip.compress(data, mtime=0) for name, data in raw.items()}
     for name, data in packed.items():
         (root / "mnist" / name).write_bytes(data)
-    sums = tuple(hashlib.sha256(packed[name]).hexdigest() for name in idx.FILES)
+    sums = tuple(hashlib.sha256(packed[name]).hexdigest() for name in IDX_FILES)
     monkeypatch.setattr(mnist, "SHA256", sums)
 
 
@@ -145,7 +145,7 @@ def load_mnist(root: Path) -> Splits:
 def test_idx_files_are_read(small_mnist: dict[str, Any], tmp_path: Path) -> None:
     splits = load_mnist(tmp_path)
     check(splits, "mnist")
-    raw = [small_mnist[name] for name in idx.FILES]
+    raw = [small_mnist[name] for name in IDX_FILES]
     assert np.array_equal(splits.train_x[:, 0], raw[0])
     assert np.array_equal(splits.train_y, raw[1])
     assert np.array_equal(splits.test_x[:, 0], raw[2])
@@ -153,7 +153,7 @@ def test_idx_files_are_read(small_mnist: dict[str, Any], tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("small_mnist")
-@pytest.mark.parametrize("name", idx.FILES)
+@pytest.mark.parametrize("name", IDX_FILES)
 @pytest.mark.parametrize("damage", ["altered", "truncated"])
 def test_a_damaged_file_is_refused_with_both_sums(tmp_path: Path, name: str, damage: str) -> None:
     path = tmp_path / "mnist" / name
@@ -192,10 +192,10 @@ def test_a_header_that_promises_a_huge_image_allocates_nothing() -> None:
 def test_what_is_no_gz_is_refused(
     small_mnist: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw = idx_data(small_mnist[idx.FILES[0]])
+    raw = idx_data(small_mnist[IDX_FILES[0]])
     packed = gzip.compress(raw)
     for data in (raw, packed[: len(packed) // 2], b"\x1f\x8b\x08\0\0\0\0\0\0\0\xff\xff\xff"):
-        (tmp_path / "mnist" / idx.FILES[0]).write_bytes(data)
+        (tmp_path / "mnist" / IDX_FILES[0]).write_bytes(data)
         sums = (hashlib.sha256(data).hexdigest(), *mnist.SHA256[1:])
         monkeypatch.setattr(mnist, "SHA256", sums)
         with pytest.raises(UsageError, match=r"mnist: train-images.*: not a whole \.gz file: "):
@@ -222,7 +222,7 @@ def binary_batch(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> bytes:
 @pytest.fixture
 def small_cifar(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The twelve batch files of both forms, ten images each, by name, with sums to match."""
-    files = {}
+    files: dict[str, bytes] = {}
     for name in BATCHES:
         x = RNG.integers(0, 256, (10, 3, 32, 32), np.uint8)
         y = RNG.permutation(10)

@@ -17,7 +17,7 @@ import pytest
 from harness.errors import PluginError
 from harness.executors import CellTimeout, WorkerDied
 from harness.executors.inline import Inline
-from harness.executors.process import Process
+from harness.executors.process import Process, _Worker
 
 # Workers import cells by name, so these are a module of their own, wherever the tests lie.
 CELLS = '''
@@ -46,6 +46,9 @@ def stubborn(spec):
             time.sleep(60)
         except BaseException:
             pass
+
+def deep_in_c(spec):
+    sum(range(10**12))
 
 def kill_itself(spec):
     os.kill(os.getpid(), spec["signal"])
@@ -188,6 +191,16 @@ def test_a_timeout_kills_its_cell_alone(cells):
         assert executor.submit(cells.double, {"x": 1}).result(timeout=20) == 2
 
 
+def test_a_timeout_is_kept_deep_in_c(cells):
+    """Where no Python handler of a signal would run; pebble alone would wait 3 s more."""
+    with Process(1, timeout=0.3) as executor:
+        executor.submit(cells.double, {"x": 1}).result(timeout=20)
+        began = time.monotonic()
+        with pytest.raises(CellTimeout):
+            executor.submit(cells.deep_in_c, {}).result(timeout=20)
+        assert time.monotonic() - began < 3
+
+
 def test_time_in_the_queue_does_not_count(cells):
     with Process(1, timeout=0.5) as executor:
         futures = [executor.submit(cells.who, {"seconds": 0.2}) for _ in range(5)]
@@ -293,6 +306,15 @@ def test_cancel_stops_what_runs_and_what_waits_at_once(cells, tmp_path):
     for future in futures:
         with pytest.raises(CancelledError):
             future.result()
+
+
+def test_a_cell_that_is_begun_after_the_cancel_is_cancelled(cells):
+    """Its thread had taken it from the queue, and had not yet handed it to the process."""
+    worker = _Worker(timeout=None, threads=1)
+    worker.cancel()
+    with pytest.raises(CancelledError):
+        worker.run(cells.who, {"seconds": 60})
+    worker.end()
 
 
 def test_close_before_anything_ran(cells):

@@ -164,6 +164,20 @@ def test_what_an_attack_adds_and_how_near_it_comes_to_the_pool():
     assert table(board).optimality[0] == pytest.approx((1 + 1) / 2)  # B: (0.18 - 0.1) / 0.08
 
 
+def test_a_sample_wrong_from_the_start_is_never_robust():
+    """Sample 1 was attacked all the same, and its image is classified correctly, rounded or not:
+    the model gains nothing, and the only attack is credited with sample 0 alone."""
+    board = Handmade([0, 0, 0], (threat(core=("pgd",)),), models=("A",), attacks=("pgd",))
+    board.fit("A", [0, 1, 0])
+    label, near = [[1, 0, 0]] * 2, [[0.1] * 3] * 2
+    board.attack("A", "pgd", [0, 1, 0], ["Arr"] * 2, label, near, label8=label, distance8=near)
+    found = cell(board, "A", "pgd")
+    assert found.robust[1].mean == found.eight.mean == row(board, "A").eight.mean
+    assert found.robust[1].mean == found.figures.adds == pytest.approx(1 / 3)
+    assert found.figures.accuracy == pytest.approx((2 / 3, 2 / 3))
+    assert found.figures.success == 0.5
+
+
 def test_optimality_is_undefined_where_every_attack_stops_at_one_budget():
     board = Handmade([0, 0], (threat(eps=("0.1",)),), models=("A",))
     board.fit("A", [0, 0])

@@ -153,6 +153,17 @@ def test_draws_differ_between_batches_and_epochs(data):
     assert len(torch.cat(draws).unique()) == 40
 
 
+def test_other_units_are_dropped_in_every_epoch(data):
+    masks = []
+
+    def spy(net, x, y, step):
+        masks.append(functional.dropout(torch.ones(200)))
+        return cross_entropy(net, x, y, step)
+
+    trained(data, Settings(epochs=2, batch=25), spy)
+    assert len(torch.stack(masks).unique(dim=0)) == 4
+
+
 def test_trains_in_train_mode_and_leaves_eval_mode(data):
     modes = []
 

@@ -153,7 +153,7 @@ def train(
                 f"weights are not finite; try a smaller learning rate than lr={settings.lr:g}"
             )
         run.save(_snapshot(net, optimiser, epoch + 1))
-    pass
+    net.eval()
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ import numpy as np
 
 from harness.data import Files, Splits
 from harness.errors import UsageError
-from harness_plugins.datasets import IDX_FILES as FILES
+from harness_plugins.datasets import IDX_FILES
 
 UNSIGNED_BYTE = 8
 
 
 def load(files: Files, sha256: tuple[str, ...], names: tuple[str, ...]) -> Splits:
-    """The four official FILES, of those sums: images and labels to train, then to test."""
+    """The four official IDX_FILES, of those sums: images and labels to train, then to test."""
     train_x, train_y, test_x, test_y = (
         parse(_unpacked(files, name, expected), dimensions, f"{files.name}: {name}")
-        for name, expected, dimensions in zip(FILES, sha256, (3, 1, 3, 1), strict=True)
+        for name, expected, dimensions in zip(IDX_FILES, sha256, (3, 1, 3, 1), strict=True)
     )
     return Splits(
         train_x=train_x[:, None],

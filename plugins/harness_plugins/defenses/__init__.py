@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 from harness.plugin import ModelSpec, hookimpl
 
-_GLOROT = "http://proceedings.mlr.press/v9/glorot10a.html"
 _SHORT_NAMES = {
     "linear": ("one linear map from pixels to scores, undefended", ""),
-    "mlp": ("fully connected network, undefended", _GLOROT),
+    "mlp": ("fully connected network, undefended", ""),
     "lenet5": ("LeNet-5 with 32 and 64 maps and 512 units, undefended", "doi:10.1109/5.726791"),
-    "smallconv": ("convolutional network for images from 4x4, undefended", _GLOROT),
+    "smallconv": ("convolutional network for images from 4x4, undefended", ""),
 }
 
 

@@ -39,7 +39,7 @@ class AdversarialTraining(Settings):
     ramp:  epochs until the budget is reached
     """
 
-    inner: Annotated[Attack, AttackRef()] = ref("pgd:steps=7,rel_step=0.25")
+    inner: Annotated[Attack, AttackRef()] = ref("pgd:steps=5,rel_step=0.3")
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     eps: Annotated[float, Ge(0)] = 0.3
     ramp: Annotated[float, Ge(0)] = 1.0
