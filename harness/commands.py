@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.executors import Executor
 from harness.executors.inline import Inline
 from harness.executors.process import Process
-from harness.leaderboard import aggregate
+from harness.leaderboard import Leaderboard, aggregate
 from harness.plan import Plan, state
 from harness.records import Record
 from harness.registry import Catalogue
@@ -68,7 +68,7 @@ def run(session: Session, *, as_json: bool, how: How) -> int:
     )
     driver = Driver(plan, store, records, settings)
     if session.own is not None:  # the manifest is there from the start, for `harness report`
-        write_tables(place, session.own.manifest, records)
+        write_tables(place, session.own.manifest, records, problems)
     if driver.todo:
         jobs = how.jobs or (os.cpu_count() or 1 if device == "cpu" else 1)
         with _progress(driver.todo) as tell, _executor(how, min(jobs, driver.todo)) as executor:
@@ -76,8 +76,8 @@ def run(session: Session, *, as_json: bool, how: How) -> int:
             driver.run(executor)
     records = driver.records
     if session.own is not None:
-        write_tables(place, session.own.manifest, records)
-    _print(session, records, as_json=as_json)
+        write_tables(place, session.own.manifest, records, problems)
+    _print(session, aggregate(plan.manifest, records, problems), records, as_json=as_json)
     return 0 if all(_succeeded(plan, key, records) for key in plan.cells) else 1
 
 
@@ -85,7 +85,9 @@ def _succeeded(plan: Plan, key: str, records: dict[str, Record]) -> bool:
     return state(plan.cells[key], records) in ("cached", "incompatible")
 
 
-def _print(session: Session, records: dict[str, Record], *, as_json: bool) -> None:
+def _print(
+    session: Session, board: Leaderboard, records: dict[str, Record], *, as_json: bool
+) -> None:
     plan, place = session.plan, session.place
     if as_json:
         for key in plan.cells:
@@ -94,7 +96,7 @@ def _print(session: Session, records: dict[str, Record], *, as_json: bool) -> No
         return
     from harness.render import terminal
 
-    terminal.render(aggregate(plan.manifest, records, place.store.scan()[1]))
+    terminal.render(board)
     if session.foreign:
         click.echo(
             f"{session.foreign} of {len(plan.cells)} cells are not the board's own: stored in "

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+from tabulate import tabulate
 
 from harness.data import DataOptions
 from harness.errors import HarnessError, UnknownName
@@ -26,11 +27,8 @@ def list_kind(kind: str, catalogue: Catalogue, *, as_json: bool) -> None:
     if not rows:
         click.echo(f"no {kind}")
         return
-    names = list(rows[0])
-    widths = [max(len(n), *(len(_text(r[n])) for r in rows)) for n in names]
-    for cells in (names, *([_text(r[n]) for n in names] for r in rows)):
-        line = "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True))
-        click.echo(line.rstrip())
+    shown = [{name: _text(value) for name, value in row.items()} for row in rows]
+    click.echo(tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True))
 
 
 def _plugins(catalogue: Catalogue) -> list[dict[str, Any]]:

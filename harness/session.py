@@ -7,7 +7,7 @@ kept out of the board's table.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from harness.manifest import Manifest, ThreatRow
 from harness.options import Resolved, resolve
 from harness.plan import Plan, board_data, make_plan, seed_points, select
 from harness.plugin import CORRUPTION
-from harness.records import Record, Store
+from harness.records import Problem, Record, Store
 from harness.registry import Catalogue
 from harness.selection import parse_selection
 
@@ -220,12 +220,17 @@ def plan_board(board: Board, catalogue: Catalogue, data_dir: Path | None) -> Pla
     return make_plan(board, data, models, attacks)
 
 
-def write_tables(place: Place, manifest: Manifest, records: Mapping[str, Record]) -> Leaderboard:
-    """README.md, leaderboard.csv and cells.json of a board, from its records."""
+def write_tables(
+    place: Place,
+    manifest: Manifest,
+    records: Mapping[str, Record],
+    problems: Sequence[Problem] = (),
+) -> Leaderboard:
+    """README.md, leaderboard.csv and cells.json of a board, from its records; `problems` are the
+    files among them that could not be read."""
     from harness.render import csv, markdown
 
-    store = place.store
-    board = aggregate(manifest, records, store.scan()[1])
+    board = aggregate(manifest, records, problems)
     atomic.write(place.folder / CELLS, manifest.to_json().encode())
     atomic.write(place.folder / "README.md", markdown.render(board).encode())
     atomic.write(place.folder / "leaderboard.csv", csv.render(board).encode())

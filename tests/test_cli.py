@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from support import board_text
 
 from harness import cli
+from harness.errors import UsageError
 
 
 def harness(*arguments, cwd=None):
@@ -103,6 +104,18 @@ def test_report_needs_no_plugin_no_torch_and_no_data(board, call):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == (folder / "leaderboard.csv").read_text()
+
+
+def test_load_gives_a_frame_of_what_the_tables_show(board, call):
+    import harness as package
+
+    folder = board(TEXT)
+    with pytest.raises(UsageError, match="run the board first"):
+        package.load(str(folder))
+    call("run", folder, "--jobs", 1)
+    frame = package.load(str(folder))
+    assert set(frame["model"]) == {"tiny", "stepped"}
+    assert len(frame) == len((folder / "leaderboard.csv").read_text().splitlines()) - 1
 
 
 def test_flags_run_what_is_not_the_boards_and_keep_it_out_of_its_table(board, call):

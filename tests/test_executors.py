@@ -183,7 +183,7 @@ def test_jobs_run_side_by_side_and_workers_are_kept(cells):
 def test_a_timeout_kills_its_cell_alone(cells):
     with Process(2, timeout=0.6) as executor:
         hung = executor.submit(cells.stubborn, {})
-        others = [executor.submit(cells.who, {"seconds": 0.1}) for _ in range(8)]
+        others = [executor.submit(cells.who, {"seconds": 0.05}) for _ in range(8)]
         with pytest.raises(CellTimeout, match=r"killed after 0\.6 s") as caught:
             hung.result(timeout=20)
         assert caught.value.seconds == 0.6
@@ -217,13 +217,13 @@ def test_time_in_the_queue_does_not_count(cells):
 )
 def test_a_dead_worker_costs_its_cell_alone(cells, how, code, message):
     with Process(2) as executor:
-        others = [executor.submit(cells.who, {"seconds": 0.1}) for _ in range(6)]
+        others = [executor.submit(cells.who, {"seconds": 0.05}) for _ in range(4)]
         dies = executor.submit(cells.leave if "code" in how else cells.kill_itself, how)
-        others += [executor.submit(cells.who, {"seconds": 0.1}) for _ in range(6)]
+        others += [executor.submit(cells.who, {"seconds": 0.05}) for _ in range(4)]
         with pytest.raises(WorkerDied, match=message) as caught:
             dies.result(timeout=20)
         assert caught.value.exit_code_of_worker == code
-        assert len([f.result(timeout=20) for f in others]) == 12
+        assert len([f.result(timeout=20) for f in others]) == 8
 
 
 def test_an_idle_worker_that_is_killed_costs_nothing(cells):
@@ -240,7 +240,7 @@ def test_a_storm_of_kills_loses_only_the_cells_it_hits(cells):
     kills = lost = 0
     done = set()
     with Process(3) as executor:
-        pending = {executor.submit(cells.who, {"seconds": 0.05}): x for x in range(60)}
+        pending = {executor.submit(cells.who, {"seconds": 0.05}): x for x in range(40)}
         while pending:
             finished, _ = wait(pending, timeout=20, return_when="FIRST_COMPLETED")
             assert finished
@@ -251,15 +251,15 @@ def test_a_storm_of_kills_loses_only_the_cells_it_hits(cells):
                     pending[executor.submit(cells.who, {"seconds": 0.05})] = x
                     continue
                 done.add(x)
-                if kills < 12 and chance.random() < 0.3 and alive(future.result()):
+                if kills < 8 and chance.random() < 0.3 and alive(future.result()):
                     time.sleep(chance.uniform(0, 0.02))
                     os.kill(future.result(), signal.SIGKILL)
                     kills += 1
-    assert done == set(range(60))
+    assert done == set(range(40))
     assert 0 < lost <= kills
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("seconds", [0.1, 0.2])
 def test_a_worker_killed_while_it_answers_costs_its_cell_alone(cells, seconds):
     """Half an answer in a pipe, and the pipe's lock gone with the worker."""
     with Process(1) as executor:
@@ -370,7 +370,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along(driver, tmp_path):
 
 
 @linux
-@pytest.mark.parametrize("seconds", [None, 0.0, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("seconds", [None, 0.05, 0.15])
 def test_ctrl_c_ends_the_driver_alone_and_leaves_nothing(driver, tmp_path, seconds):
     """A terminal sends SIGINT to every process. Workers that are only just starting get it too:
     only the driver may speak of it."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import PluginError
@@ -37,6 +37,7 @@ def test_text_and_key_by_hand():
     assert key_of(identity) == hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+@settings(max_examples=40)
 @given(identities)
 def test_survives_the_file(identity):
     """What is read back from JSON has the key of what was written, whatever its layout."""
@@ -44,12 +45,14 @@ def test_survives_the_file(identity):
     assert key_of(stored) == key_of(identity)
 
 
+@settings(max_examples=40)
 @given(identities)
 def test_order_does_not_matter(identity):
     turned = dict(reversed(identity.items()))
     assert canonical(turned) == canonical(identity)
 
 
+@settings(max_examples=40)
 @given(identities, identities)
 def test_different_identities_have_different_texts(one, other):
     """Compared as JSON, where 1, 1.0 and true are three things and (1,) is [1]."""

@@ -24,7 +24,7 @@ from harness.errors import PluginError, RecordError
 from harness.identity import key_of
 from harness.records import DTYPES, Problem, Record, Store
 
-KILLS = 120
+KILLS = 110
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ arrays = st.sampled_from(sorted(DTYPES)).flatmap(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.text(max_size=8).filter(lambda n: n != "__metadata__"), arrays))
 def test_arrays_come_back_bit_for_bit(store, monkeypatch, made):
     monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -464,7 +464,7 @@ def test_no_kill_loses_what_was_acknowledged(store):
     with Nursery(store.folder) as nursery:
         for kill in range(KILLS):
             reader = no_problems if kill % 2 else lambda: time.sleep(0.0005)
-            acknowledged = nursery.kill_a_writer(version, chance.uniform(0.001, 0.07), reader)
+            acknowledged = nursery.kill_a_writer(version, chance.uniform(0.001, 0.06), reader)
             stored |= dict(acknowledged)
             version += len(acknowledged)
             in_flight = key_of({"cell": version % 4})

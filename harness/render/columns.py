@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from harness.render.grids import Cells, Grid
+from harness.render.grids import Grid
+
+ALIGN = {"l": "left", "r": "right"}
 
 
 def columns(grid: Grid) -> str:
-    """Columns two spaces apart, a rule below the header, a line end after every row."""
-    lines = [grid.header, *grid.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = tuple("-" * width for width in widths)
-    return "".join(_line(line, widths, grid.align) for line in (grid.header, rule, *grid.rows))
+    """Columns two spaces apart with a rule below the header, as tabulate's `simple`."""
+    from tabulate import tabulate
 
-
-def _line(cells: Cells, widths: list[int], align: str) -> str:
-    padded = (
-        cell.rjust(width) if side == "r" else cell.ljust(width)
-        for cell, width, side in zip(cells, widths, align, strict=True)
+    text: str = tabulate(
+        grid.rows,
+        headers=grid.header,
+        tablefmt="simple",
+        colalign=[ALIGN[a] for a in grid.align] if grid.rows else None,
+        disable_numparse=True,
     )
-    return "  ".join(padded).rstrip() + "\n"
+    return text + "\n"
