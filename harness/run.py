@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench import Result
-from harness.cell import run_cell
-from harness.errors import RecordError
+from harness.cell import failure, run_cell
+from harness.errors import PluginError, RecordError
 from harness.executors import CellTimeout, Executor, WorkerDied
 from harness.identity import key_of
 from harness.plan import Cell, Plan, state, task, weights_identity
@@ -111,8 +111,15 @@ class Driver:
             if self._attempts[cell.key] < ATTEMPTS:
                 return False
             result = Result("failed", f"its worker died {ATTEMPTS} times ({error})")
-        record = self._record(cell, result)
-        self.store.write(record, result.examples if result.status == "ok" else None)
+        except Exception as error:  # what a plugin left cannot travel
+            result = failure(error)
+        try:
+            record = self._record(cell, result)
+            self.store.write(record, result.examples if result.status == "ok" else None)
+        except PluginError as error:  # what a plugin left cannot be kept: a NaN among its numbers
+            result = failure(error)
+            record = self._record(cell, result)
+            self.store.write(record)
         self.records[cell.key] = record
         self._again.discard(cell.key)
         self.tell(Event(cell, result.status, result.reason))

@@ -230,7 +230,7 @@ def test_an_idle_worker_that_is_killed_costs_nothing(cells):
     with Process(1) as executor:
         pid = executor.submit(cells.who, {}).result(timeout=20)
         os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)  # the cell is begun after the death is seen; see WorkerDied for before
+        until(lambda: not executor._workers[0]._pool.active)  # before that, it costs the next cell
         assert executor.submit(cells.who, {}).result(timeout=20) != pid
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from harness.errors import PluginError, RecordError
 from harness.identity import key_of
 from harness.records import DTYPES, Problem, Record, Store
 
-KILLS = 110
+KILLS = 100
 
 
 @pytest.fixture
@@ -400,45 +401,53 @@ def write_for_ever(store, version):
             key_of(identity), "attack", identity, "ok", facts={"version": version}, arrays=values
         )
         store.write(record, examples=values if version % 3 else None)
-        os.write(1, f"{record.key} {version}\\n".encode())
+        os.write(1, f"stored {record.key} {version}\\n".encode())
 
 store = Store(Path(sys.argv[1]))
 for line in sys.stdin:
     if (pid := os.fork()) == 0:
         write_for_ever(store, int(line))
-    os.write(1, f"{pid}\\n".encode())
+    os.write(1, f"pid {pid} 0\\n".encode())
     os.waitpid(pid, 0)
-    os.write(1, b"dead\\n")
+    os.write(1, b"ended 0 0\\n")
 """
 
 
 class Nursery:
+    """Writers, one after the other, each killed."""
+
     def __init__(self, folder):
         self.process = subprocess.Popen(
             [sys.executable, "-c", NURSERY, folder],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
         )
+        os.set_blocking(self.process.stdout.fileno(), False)
 
-    def kill_a_writer(self, first_version, seconds, meanwhile):
-        """Run one for so many seconds, kill it, and return what it acknowledged, in order."""
-        print(first_version, file=self.process.stdin, flush=True)
-        lines = [self.process.stdout.readline().split()]
-        while not any(len(line) == 1 for line in lines):  # the pid, before or after the first key
-            lines.append(self.process.stdout.readline().split())
-        (pid,) = (int(line[0]) for line in lines if len(line) == 1)
-        end = time.monotonic() + seconds
+    def kill_a_writer(self, version, acknowledgements, seconds, meanwhile):
+        """Start one at a version, kill it so many seconds after so many acknowledgements, and
+        return all that it acknowledged, in order: (key, version)."""
+        said = self.said = bytearray()
+        self.process.stdin.write(b"%d\n" % version)
+        self.process.stdin.flush()
+        until(lambda: self._listen(b"pid"))
+        pid = int(said.split(b"pid ")[1].split()[0])
         try:
-            while time.monotonic() < end:
+            while self._listen(b"stored") < acknowledgements:
                 meanwhile()
+            time.sleep(seconds)
         finally:
             os.kill(pid, signal.SIGKILL)
-        while lines[-1] != ["dead"]:
-            lines.append(self.process.stdout.readline().split())
-        return [(line[0], int(line[1])) for line in lines if len(line) == 2]
+        until(lambda: self._listen(b"ended"))
+        words = [line.split() for line in said.decode().splitlines()]
+        return [(key, int(number)) for what, key, number in words if what == "stored"]
+
+    def _listen(self, word):
+        """How often the word has been said by now."""
+        with contextlib.suppress(BlockingIOError):
+            self.said += os.read(self.process.stdout.fileno(), 1 << 16)
+        return self.said.count(word)
 
     def __enter__(self):
         return self
@@ -449,14 +458,28 @@ class Nursery:
         self.process.stdout.close()
 
 
+def until(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.0005)
+
+
+def seconds_of_a_write(folder):
+    began = time.monotonic()
+    for seed in range(5):
+        Store(folder).write(make(seed), examples={"x": np.zeros(500)})
+    return (time.monotonic() - began) / 5
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
-def test_no_kill_loses_what_was_acknowledged(store):
+def test_no_kill_loses_what_was_acknowledged(store, tmp_path):
     """SIGKILL at random instants: each record is then the last version that was acknowledged, or
     whole, the one that was being written. Readers meanwhile never see anything else either."""
     chance = random.Random(0)
     stored = {}
-    version = 0
-    interrupted = 0
+    version = torn = 0
+    write = seconds_of_a_write(tmp_path / "measured")
 
     def no_problems():
         assert store.scan()[1] == ()
@@ -464,7 +487,8 @@ def test_no_kill_loses_what_was_acknowledged(store):
     with Nursery(store.folder) as nursery:
         for kill in range(KILLS):
             reader = no_problems if kill % 2 else lambda: time.sleep(0.0005)
-            acknowledged = nursery.kill_a_writer(version, chance.uniform(0.001, 0.06), reader)
+            instant = chance.randrange(4), chance.uniform(0, 1.5 * write)
+            acknowledged = nursery.kill_a_writer(version, *instant, reader)
             stored |= dict(acknowledged)
             version += len(acknowledged)
             in_flight = key_of({"cell": version % 4})
@@ -472,6 +496,7 @@ def test_no_kill_loses_what_was_acknowledged(store):
             records, problems = store.scan()
             assert problems == ()
             assert records.keys() - {in_flight} == stored.keys() - {in_flight}
+            assert in_flight in records or in_flight not in stored
             for key, record in records.items():
                 found = record.facts["version"]
                 assert found in {stored.get(key), version if key == in_flight else None}
@@ -479,15 +504,14 @@ def test_no_kill_loses_what_was_acknowledged(store):
                 assert (record.arrays["b"] == found).all()
                 if found % 3:
                     assert (store.examples(key)["a"] == found).all()
-            if in_flight in records and records[in_flight].facts["version"] == version:
-                stored[in_flight] = version  # switched, not yet acknowledged
-            interrupted += bool(list(store.folder.glob("*.tmp")))
+            if in_flight in records:  # it may have been switched, and not yet acknowledged
+                stored[in_flight] = records[in_flight].facts["version"]
 
-            if kill % 10 == 9:
-                store.sweep()
-                assert not list(store.folder.glob("*.tmp"))
-    assert version > KILLS
-    assert interrupted > KILLS / 20  # else the kills hit nothing
+            torn += len(list(store.folder.glob("*.tmp")))
+            store.sweep()
+            assert not list(store.folder.glob("*.tmp"))
+    assert version >= KILLS
+    assert torn > KILLS / 20  # else the kills hit nothing
 
 
 # Provenance.

@@ -107,6 +107,14 @@ def test_a_hanging_and_a_dying_cell_cost_themselves_alone(tmp_path):
     }  # fmt: skip
 
 
+def test_numbers_that_cannot_be_kept_fail_their_cell_alone(tmp_path):
+    ran = run(board_text(["tiny"], ["substitute:tell_nan=true", "wander"]), tmp_path)
+    record = ran.of("tiny", "substitute:tell_nan=true")
+    assert record.status == "failed"
+    assert "nan" in record.reason
+    assert ran.of("tiny", "wander").status == "ok"
+
+
 def test_kept_examples_are_those_that_were_judged(tmp_path):
     ran = run(board_text(["tiny"], ["ascend"]), tmp_path, keep_examples=True)
     record = ran.of("tiny", "ascend")
