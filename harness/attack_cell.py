@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -42,6 +41,7 @@ class Columns:
 
     samples: Samples
     eight_bit: bool
+    keep: bool
     verdicts: list[Arrays] = field(default_factory=list)
     images: list[np.ndarray[Any, Any]] = field(default_factory=list)
 
@@ -69,9 +69,15 @@ class Columns:
                 column[name][at] = values.cpu().numpy()
         column["forward"][at], column["backward"][at] = ledger.forward, ledger.backward
         self.verdicts.append(column)
+        if not self.keep:
+            return
         image = self.samples.x.cpu().numpy().copy()
         image[at] = x_adv.detach().cpu().numpy()
         self.images.append(image)
+
+    def examples(self) -> Arrays | None:
+        """The images of every column, float32 (n, columns, c, h, w), where they are kept."""
+        return {"x_adv": np.stack(self.images, axis=1)} if self.keep else None
 
     def arrays(self) -> Arrays:
         """(n, columns, …) of everything."""
@@ -97,6 +103,7 @@ def run(bench: Bench) -> Result:
         arrays, facts, examples = _rounds(bench, assault, samples)
     else:
         arrays, facts, examples = _crossed(bench, assault, samples)
+    bench.unchanged(victim)
     common: Arrays = {
         "ids": np.asarray(samples.ids, np.int64),
         "y": samples.y.cpu().numpy(),
@@ -117,7 +124,7 @@ def run(bench: Bench) -> Result:
         cost=cost,
         weights=bench.task["weights"],
         arrays={**common, **arrays},
-        examples=examples if bench.task["keep_examples"] else None,
+        examples=examples,
         distributions=bench.distributions,
         device=bench.device_name,
     )
@@ -130,8 +137,9 @@ def access(attack: Resolved) -> str:
         return "substitute"
     if any(r.kind == "model" for r in attack.refs):
         return "transfer"
-    gradient = str(attack.given.gradient)
-    return spec.needs if gradient == "exact" else gradient
+    if attack.given.gradient != "exact":
+        return str(attack.given.gradient)
+    return "parts" if spec.parts else spec.needs
 
 
 def _kind(bench: Bench) -> str:
@@ -156,10 +164,14 @@ def _attacked(bench: Bench, samples: Samples) -> Tensor:
     return (samples.clean == samples.y).nonzero()[:, 0]
 
 
+def _columns(bench: Bench, samples: Samples) -> Columns:
+    return Columns(samples, on_grid(samples.x), bool(bench.task["keep_examples"]))
+
+
 def _crossed(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, Any, Any]:
+    """Every eps of the grid, or the one run of a minimum-norm attack."""
     grid, rows = _grid(bench), _attacked(bench, samples)
-    part = samples.at(rows)
-    columns = Columns(samples, on_grid(samples.x))
+    part, columns = samples.at(rows), _columns(bench, samples)
     doubtful = 0
     for done, threat in enumerate(grid):
         x_adv, ledger = assault.craft(part, threat)
@@ -167,7 +179,7 @@ def _crossed(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, 
         doubtful = max(doubtful, odd)
         columns.add(rows, verdict, ledger, x_adv)
         bench.progress(done + 1, len(grid))
-    return columns.arrays(), _stability(doubtful), _examples(columns)
+    return columns.arrays(), _stability(doubtful), columns.examples()
 
 
 def _judged(
@@ -185,10 +197,6 @@ def _judged(
 def _stability(doubtful: int) -> dict[str, Any]:
     flags = [f"labels of {doubtful} of {ALONE} images depend on the batch"] if doubtful else []
     return {"flags": flags, "batch_dependent": doubtful}
-
-
-def _examples(columns: Columns) -> Mapping[str, np.ndarray[Any, Any]]:
-    return {"x_adv": np.stack(columns.images, axis=1)}
 
 
 def _corrupt(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, Any, Any]:
@@ -215,7 +223,7 @@ def _corrupt(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, 
         "forward": forward,
         "backward": np.zeros_like(forward),
     }
-    return arrays, {"flags": flags}, {}
+    return arrays, {"flags": flags}, None
 
 
 def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, Any, Any]:
@@ -225,30 +233,28 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
     _, reserved = bench.ids()
     own = own_seed_points(assault.attack)
     seeds = bench.images(reserved[len(reserved) - own :])
-    rounds, ledger = assault.prepare(seeds, bench.device)
-    columns: Columns | None = None
-    labels, infos = [], []
+    rounds, ledger = assault.prepare(seeds)
+    columns, labels, infos, doubtful = None, [], [], 0
     try:
         for turn in rounds:
-            columns = Columns(samples, on_grid(samples.x))
-            infos.append({k: float(v) for k, v in turn.info.items()})
-            infos[-1]["queries"] = int(ledger.forward.sum())
+            made = _columns(bench, samples)
             for threat in grid:
-                x_adv, spent = assault.craft_on(turn.attack, turn.substitute, part, threat)
-                verdict, _ = _judged(
-                    assault.victim, part, x_adv, threat, eight_bit=columns.eight_bit
+                x_adv, spent = assault.craft_on(turn, part, threat)
+                verdict, odd = _judged(
+                    assault.victim, part, x_adv, threat, eight_bit=made.eight_bit
                 )
-                columns.add(rows, verdict, spent, x_adv)
-            labels.append(columns.arrays()["label"])
+                doubtful = max(doubtful, odd)
+                made.add(rows, verdict, spent, x_adv)
+            columns = made
+            labels.append(made.arrays()["label"])
+            info = {name: float(value) for name, value in turn.info.items()}
+            infos.append({**info, "queries": int(ledger.forward.sum())})
     except BudgetSpent as error:
         if columns is None:
             raise PluginError(f"no round was prepared within the budget: {error}") from error
     if columns is None:
         raise PluginError("prepare() gave no round")
     arrays = {**columns.arrays(), "round_label": np.stack(labels)}
-    facts = {
-        "rounds": infos,
-        "preparation_queries": int(ledger.forward.sum()),
-        **_stability(0),
-    }
-    return arrays, facts, _examples(columns)
+    queries = int(ledger.forward.sum())
+    facts = {"rounds": infos, "preparation_queries": queries, **_stability(doubtful)}
+    return arrays, facts, columns.examples()

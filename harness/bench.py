@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from harness.budget import Epsilon
 from harness.craft import Victim
 from harness.data import Arrays, DataRef, as_images, choose
-from harness.fit import Workshop, from_cache
+from harness.errors import PluginError
+from harness.fit import Workshop, digest, from_cache, seeded
 from harness.manifest import ThreatRow
 from harness.options import AttackOptions, ModelOptions, Resolved, resolve
 from harness.predict import Predictor
@@ -50,7 +51,6 @@ class Bench:
     """A task unpacked: plugins looked up, data opened, the device chosen."""
 
     task: Mapping[str, Any]
-    catalogue: Catalogue
     model: Resolved
     attack: Resolved | None
     threat: ThreatRow | None
@@ -65,7 +65,6 @@ class Bench:
         ref = DataRef.from_dict(task["data"]["ref"])
         return cls(
             task=task,
-            catalogue=catalogue,
             model=_resolve_model(task["model"], catalogue),
             attack=_resolve_attack(task["attack"], catalogue) if task["attack"] else None,
             threat=_threat(task["threat"]) if task["threat"] else None,
@@ -87,7 +86,8 @@ class Bench:
     def workshop(self) -> Workshop:
         cache = Path(self.task["cache"])
         identity = self.task["data"]["identity"]
-        return Workshop(self.ref, identity, cache, self.device, self.batch)
+        fresh = bool(self.task["fresh"])
+        return Workshop(self.ref, identity, cache, self.device, self.batch, fresh)
 
     @property
     def device_name(self) -> str:
@@ -115,17 +115,28 @@ class Bench:
         return Predictor(module, self.ref.classes, self.batch, randomised, self.seed)
 
     def victim(self) -> Victim:
-        """The fitted model of the cell."""
-        module = from_cache(self.model, self.seed, self.workshop, self.task["weights"])
+        """The fitted model of the cell: once for the referee, once more for the attack."""
+        spec, expected = self.model.entry.spec, self.task["weights"]
+        referee, module = (
+            from_cache(self.model, self.seed, self.workshop, expected) for _ in range(2)
+        )
         surrogate = None
-        if self.model.entry.spec.surrogate:
-            surrogate = module.surrogate()  # type: ignore[operator]
+        if spec.surrogate:
+            with seeded(self.seed):
+                surrogate = module.surrogate()  # type: ignore[operator]
             surrogate = surrogate.to(self.device).eval().requires_grad_(requires_grad=False)
-        return Victim(self.model.entry.spec, self.predictor(module), surrogate)
+        return Victim(spec, self.predictor(referee), module, surrogate)
+
+    def unchanged(self, victim: Victim) -> None:
+        """Raise PluginError where the attack has changed the model's weights: what it made after
+        that, it made on another model."""
+        if digest(victim.module.state_dict()) != self.task["weights"]:
+            raise PluginError("the attack changed the model's weights")
 
     def other(self, model: Resolved) -> tuple[nn.Module, Any]:
         """Another fitted model of the board, with its spec."""
-        return from_cache(model, self.seed, self.workshop, ""), model.entry.spec
+        expected = self.task["sources"].get(self.workshop.weights_path(model, self.seed).stem, "")
+        return from_cache(model, self.seed, self.workshop, expected), model.entry.spec
 
     def samples(self, predictor: Predictor) -> Samples:
         ids, _ = self.ids()

@@ -23,14 +23,14 @@ class Restarted:
     """An attack run `times` times, each from fresh draws; only samples not yet fooled go on.
 
     Of a fixed-budget attack the first image that fools is kept, of a minimum-norm attack (infinite
-    eps) the closest. Whether a sample is fooled is asked of the target, and counted.
+    eps) the closest. Whether a sample is fooled is asked of the model that is judged, and counted.
     """
 
     attack: Attack
     times: int
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
-        best = self.attack(target, x, y, threat, rng)
+        best = self.attack(target, x, y, threat, rng).clone()
         shortest = _reached(target, best, x, y, threat)
         for restart in range(1, self.times):
             going = shortest == torch.inf
@@ -48,7 +48,7 @@ class Restarted:
 
 def _reached(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     """Distance of the images that fool within the rules, (n,), infinite for the others."""
-    fooled = (target.labels(x_adv) != y) & threat.allows(x_adv, x)
+    fooled = (target.verdict(x_adv) != y) & threat.allows(x_adv, x)
     return torch.where(fooled, threat.distance(x_adv, x), torch.inf)
 
 

@@ -6,6 +6,8 @@ an interrupt, becomes a status with a reason.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -16,30 +18,32 @@ import torch
 
 from harness import attack_cell
 from harness.bench import Bench, Result
-from harness.craft import out_of_memory
 from harness.errors import HarnessError
 from harness.fit import fitted
+from harness.predict import out_of_memory
 
 
 def run_cell(task: dict[str, Any], progress: Callable[[int, int], None] | None = None) -> Result:
     """Run a cell. Never raises but on an interrupt: a failure is a result."""
     torch.set_num_threads(int(task["threads"]))
-    if task["device"].startswith("cuda"):
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False  # a thousandth off, in the referee's scores too
+    torch.backends.cuda.matmul.allow_tf32 = False
     wall, cpu = time.time(), time.process_time()
     try:
-        bench = Bench.of(task, progress or (lambda _done, _total: None))
-        result = fit(bench) if task["kind"] == "fit" else attack_cell.run(bench)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, plugins print too
+            bench = Bench.of(task, progress or (lambda _done, _total: None))
+            result = fit(bench) if task["kind"] == "fit" else attack_cell.run(bench)
     except (Exception, SystemExit) as error:  # a plugin may well call sys.exit
         result = failure(error)
-    cost = {
-        **result.cost,
+    spent = {
         "start": wall,
+        "end": time.time(),
         "wall_seconds": time.time() - wall,
         "cpu_seconds": time.process_time() - cpu,
     }
-    return Result(**{**vars(result), "cost": cost})
+    return Result(**{**vars(result), "cost": {**spent, **result.cost}})
 
 
 def failure(error: BaseException) -> Result:
@@ -54,8 +58,11 @@ def failure(error: BaseException) -> Result:
 
 
 def fit(bench: Bench) -> Result:
-    """Train, or take from the cache; predict the evaluated images twice."""
-    module, weights = fitted(bench.model, bench.seed, bench.workshop, bench.progress)
+    """Train, or take from the cache; predict the evaluated images twice.
+
+    The cost is the training's, whenever that was.
+    """
+    module, weights, trained = fitted(bench.model, bench.seed, bench.workshop, bench.progress)
     predictor = bench.predictor(module)
     ids, _ = bench.ids()
     x, y = bench.images(ids), torch.from_numpy(bench.arrays.test_y[ids]).to(bench.device)
@@ -67,7 +74,12 @@ def fit(bench: Bench) -> Result:
     correct = (first == y) & (again == y)
     return Result(
         "ok",
-        facts={"clean_accuracy": float(correct.double().mean()), "flags": flags},
+        facts={
+            "clean_accuracy": float(correct.double().mean()),
+            "flags": flags,
+            "trained_with": trained["with"],
+        },
+        cost=trained["cost"],
         weights=weights,
         arrays={
             "ids": ids,

@@ -16,7 +16,7 @@ from harness.manifest import ThreatRow
 from harness.measures import NAN, Attacked, Bools, Figures, Floats, reference_column
 from harness.outcome import within
 
-WHITE_BOX = frozenset({"gradients", "bpda", "surrogate"})
+WHITE_BOX = frozenset({"gradients", "bpda", "surrogate", "parts"})
 TOLERANCE = 0.002  # AutoAttack's, in its check of Square against the white-box attacks
 NEGLIGIBLE = 1e-3  # of the largest saving: below it, optimality would be a ratio of roundings
 
@@ -32,7 +32,9 @@ class Crossed:
     eight:      for each attack on 8-bit data, 8-bit robust accuracy at the reference; core8: the
                 worst case over the core
     survivors:  (n,) robust at the reference against the core
-    outdone_by: attacks that saw less of the model, and broke more than all gradient attacks
+    outdone_by: attacks that saw less of the model, and broke more than all white-box attacks
+    invalid:    for each attack, images at the reference that are invalid and whose sample it left
+                robust; unfinished: for each core attack, those whose sample survived the core
     """
 
     clean: float
@@ -44,6 +46,8 @@ class Crossed:
     core8: float | None = None
     survivors: Bools | None = None
     outdone_by: tuple[str, ...] = ()
+    invalid: Mapping[str, int] = field(default_factory=dict)
+    unfinished: Mapping[str, int] = field(default_factory=dict)
     figures: Mapping[str, Figures] = field(default_factory=dict)
 
 
@@ -74,6 +78,10 @@ def cross(
         curves=dict(zip(attacked, map(tuple, holds.mean(axis=2).T.tolist()), strict=True)),
         everything=_worst(holds),
         outdone_by=_outdone_by(dict(zip(attacked, at_reference, strict=True)), attacked),
+        invalid={
+            name: int(np.count_nonzero(a.invalid & left))
+            for (name, a), left in zip(attacked.items(), at_reference, strict=True)
+        },
         figures=_compared(attacked, _adds(at_reference, correct), optimality(distance, correct)),
     )
     eight = {
@@ -85,11 +93,17 @@ def cross(
     if not in_core.any():
         return crossed
     core8 = [r for name, r in eight.items() if name in core]
+    survivors = at_reference[in_core].all(axis=0)
     return replace(
         crossed,
         core=_worst(holds[:, in_core]),
         core8=float(np.all(core8, axis=0).mean()) if len(core8) == in_core.sum() else None,
-        survivors=at_reference[in_core].all(axis=0),
+        survivors=survivors,
+        unfinished={
+            name: int(np.count_nonzero(a.invalid & survivors))
+            for name, a in attacked.items()
+            if name in core
+        },
     )
 
 
@@ -99,10 +113,11 @@ def optimality(distance: Floats, correct: Bools) -> list[float]:
     LO = (ρ e₀ - A_a) / (ρ e₀ - A_*) (Cinà et al., 2024, arXiv:2404.19460), where ρ is the clean
     accuracy, A the area under the curve of robust accuracy from 0 to e₀, and e₀ the largest
     distance of the pool * of smallest ones. Sample by sample the area is min(d, e₀). nan where
-    the pool saved nothing, as where every attack stops at one and the same ε.
+    the pool saved nothing, as where every attack stops at one and the same ε. A distance of 0 is
+    a label that would not settle, which no attack can be praised for: such a sample is left out.
     distance: (attacks, n).
     """
-    d = distance[:, correct]
+    d = distance[:, correct & (distance > 0).all(axis=0)]
     pool = d.min(axis=0, initial=math.inf)
     found = pool[np.isfinite(pool)]
     if not found.size:
@@ -139,9 +154,9 @@ def _compared(
 
 
 def _outdone_by(holds: Mapping[str, Bools], attacked: Mapping[str, Attacked]) -> tuple[str, ...]:
-    """Attacks that leave less robust accuracy than all gradient attacks together.
+    """Attacks that leave less robust accuracy than all white-box attacks together.
 
-    A gradient attack can do whatever a black-box one does, so it ought not to lose by more than
+    A white-box attack can do whatever a black-box one does, so it ought not to lose by more than
     the tolerance and two samples: where it does, the gradients mislead (Carlini et al., 2019,
     arXiv:1902.06705).
     """

@@ -7,7 +7,9 @@ nothing again; their digest goes into every record that was made with them.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -27,7 +30,7 @@ from harness.errors import PluginError
 from harness.identity import key_of
 from harness.options import Resolved
 from harness.plan import weights_identity
-from harness.rng import derive
+from harness.rng import SampleRng, StreamRng, derive
 from harness.target import Ledger, Source, Target
 
 Progress = Callable[[int, int], None]
@@ -35,13 +38,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where models are fitted: the data, its identity, the cache and the device."""
+    """Where models are fitted: the data, its identity, the cache and the device.
+
+    fresh: train even where the cache has the weights
+    """
 
     ref: DataRef
     identity: Mapping[str, Any]
     cache: Path
     device: torch.device
     chunk: int
+    fresh: bool = False
 
     def weights_path(self, model: Resolved, seed: int) -> Path:
         key = key_of(weights_identity(self.identity, model.identity, seed))
@@ -60,17 +67,16 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 def fitted(
     model: Resolved, seed: int, workshop: Workshop, progress: Progress
-) -> tuple[nn.Module, str]:
-    """The trained classifier, from the cache or trained now, and its digest. Eval, frozen."""
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The trained classifier, eval and frozen, its digest, and of its training the `cost` and what
+    it was done `with`. It comes from the cache, or is trained now."""
     path = workshop.weights_path(model, seed)
-    kept = load_weights(path)
-    if kept is None:
-        module = _train(model, seed, workshop, progress)
-        state = dict(module.state_dict())
-        _save(path, state)
-    else:
-        state = kept
-    return _frozen(rebuilt(model, state, workshop), workshop.device), digest(state)
+    state = None if workshop.fresh else load_weights(path)
+    told = _told(path) if state is not None else None
+    if state is None or told is None:
+        state, told = _train(model, seed, workshop, progress)
+        _save(path, state, {"trained": json.dumps(told)})
+    return _frozen(rebuilt(model, state, workshop, seed), workshop.device), digest(state), told
 
 
 def from_cache(model: Resolved, seed: int, workshop: Workshop, expected: str) -> nn.Module:
@@ -79,7 +85,7 @@ def from_cache(model: Resolved, seed: int, workshop: Workshop, expected: str) ->
     state = load_weights(path)
     if state is None or (expected and digest(state) != expected):
         raise PluginError(f"the weights of {model.label} are missing or are not the fit record's")
-    return _frozen(rebuilt(model, state, workshop), workshop.device)
+    return _frozen(rebuilt(model, state, workshop, seed), workshop.device)
 
 
 def load_weights(path: Path) -> dict[str, Tensor] | None:
@@ -90,9 +96,23 @@ def load_weights(path: Path) -> dict[str, Tensor] | None:
         return None
 
 
-def rebuilt(model: Resolved, state: Mapping[str, Tensor], workshop: Workshop) -> nn.Module:
+def _told(path: Path) -> dict[str, Any] | None:
+    """What the weights' file says of the training, or None where it says nothing."""
+    try:
+        with safe_open(path, "pt") as file:
+            told: dict[str, Any] = json.loads(file.metadata()["trained"])
+    except Exception:
+        return None
+    return told
+
+
+def rebuilt(
+    model: Resolved, state: Mapping[str, Tensor], workshop: Workshop, seed: int
+) -> nn.Module:
+    """`build()` with the trained weights. Whatever it draws, it draws alike each time."""
     recipe = bind(model, lambda _other: None)  # only fit() may ask for another fitted model
-    module: nn.Module = recipe.build(workshop.ref.info)
+    with seeded(_own_seed(model, seed)):
+        module: nn.Module = recipe.build(workshop.ref.info)
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
@@ -103,28 +123,68 @@ def rebuilt(model: Resolved, state: Mapping[str, Tensor], workshop: Workshop) ->
     return module
 
 
-def _train(model: Resolved, seed: int, workshop: Workshop, progress: Progress) -> nn.Module:
+def _own_seed(model: Resolved, seed: int) -> int:
+    return derive(seed, "fit", model.identity["name"]) % 2**63
+
+
+def _train(
+    model: Resolved, seed: int, workshop: Workshop, progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    wall, cpu = time.time(), time.process_time()
     data = TrainingSet.of(workshop.ref)
-    own = derive(seed, "fit", model.identity["name"]) % 2**63
-    noise = model.given.noise
-    if noise:
-        data = data.noisy(noise, seed)
+    if model.given.noise:
+        data = data.noisy(model.given.noise, seed)
     checkpoint = workshop.weights_path(model, seed).with_suffix(".checkpoint.safetensors")
+    if workshop.fresh:
+        checkpoint.unlink(missing_ok=True)
+    own = _own_seed(model, seed)
     run = Run(own, workshop.device, progress, lambda s: _checkpoint(checkpoint, s))
 
     def target_of(other: Resolved) -> Target:
+        spec = other.entry.spec
         module = from_cache(other, seed, workshop, "")
-        source = Source(module, workshop.ref.classes, workshop.chunk)
-        return Target(source, other.entry.spec.offers, Ledger(1))
+        source = Source(module, workshop.ref.classes, workshop.chunk, spec.randomised)
+        return Target(source, spec.offers, Ledger(1), rng=StreamRng.keyed(own, other.label))
 
     with seeded(own):
         module = bind(model, target_of).fit(data, run)
     if not isinstance(module, nn.Module):
         raise PluginError(f"{model.label}: fit() returned {type(module).__name__}, not a Module")
-    if not module.state_dict():
+    state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    if not state:
         raise PluginError(f"{model.label}: fit() returned a module without parameters or buffers")
+    _agreeing(module, rebuilt(model, state, workshop, seed), data, model, workshop)
     checkpoint.unlink(missing_ok=True)
-    return module
+    cost = {
+        "start": wall,
+        "end": time.time(),
+        "wall_seconds": time.time() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    tools = {"device": str(workshop.device), "torch": torch.__version__}
+    return state, {"cost": cost, "with": tools}
+
+
+@torch.no_grad()
+def _agreeing(
+    module: nn.Module, again: nn.Module, data: TrainingSet, model: Resolved, workshop: Workshop
+) -> None:
+    """Raise PluginError where the module that fit() returned and the one that its weights give
+    do not answer alike: then the classifier has more to it than its state."""
+    x = data.x[: workshop.chunk].to(workshop.device)
+    ids = range(len(x))
+
+    def answers(each: nn.Module) -> Tensor:
+        rng = SampleRng.keyed("agree", ids=ids, restart=0, device=workshop.device)
+        randomised = model.entry.spec.randomised
+        return Source(each, workshop.ref.classes, workshop.chunk, randomised).scores(x, rng)
+
+    told, now = (answers(_frozen(each, workshop.device)) for each in (module, again))
+    if not torch.allclose(told, now, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise PluginError(
+            f"{model.label}: build() with the weights of fit() answers otherwise than what fit() "
+            "returned; keep all that the classifier needs in parameters and buffers"
+        )
 
 
 def _checkpoint(path: Path, state: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
@@ -134,10 +194,11 @@ def _checkpoint(path: Path, state: Mapping[str, Tensor] | None) -> dict[str, Ten
     return None
 
 
-def _save(path: Path, state: Mapping[str, Tensor]) -> None:
+def _save(path: Path, state: Mapping[str, Tensor], told: dict[str, str] | None = None) -> None:
     """Write whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}))
+    whole = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    atomic.write(path, save(whole, told))
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import RecordError
 from harness.manifest import ThreatRow
-from harness.outcome import Outcome, smallest_distance, within
+from harness.outcome import Outcome, smallest_distance, unsettled, within
 from harness.plugin import NORMS
 from harness.records import Record
 from harness.statistics import wilson
@@ -95,10 +94,14 @@ class Attacked:
 
     access:   what of the judged model the images were made with (`facts` of the record)
     disagree: samples on whose clean image the attack's cell and the fit's are of two minds
+    returned: samples that an image was returned for at the reference eps; invalid: (n,), where it
+              broke a rule
     """
 
     access: str
     disagree: int
+    returned: int
+    invalid: Bools
     distance: Floats
     distance8: Floats | None
     figures: Figures
@@ -109,25 +112,25 @@ def reference_column(threat: ThreatRow) -> int:
     return [e.value for e in threat.eps].index(threat.reference.value)
 
 
+def ran_once(record: Record) -> bool:
+    """A minimum-norm attack: one column for the whole grid."""
+    return record.facts.get("kind") == "minimum-norm"
+
+
 def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
-    """Raises RecordError where the record's arrays are not those of the threat's grid.
+    """A record that `harness.lookup` believes.
 
     correct: (n,), of the fit record. A sample that the attack's own cell saw misclassified (a
     randomised model, another device) was not attacked: it counts as misclassified here too.
     """
-    arrays, once = record.arrays, record.facts.get("kind") == "minimum-norm"
-    columns = 1 if once else len(threat.eps)
+    arrays, once = record.arrays, ran_once(record)
     outcome, distance, y = arrays["outcome"], arrays["distance"], arrays["y"]
-    if outcome.shape != (len(correct), columns) or distance.shape != (*outcome.shape, len(NORMS)):
-        raise RecordError(
-            f"record {record.key}: outcome {outcome.shape} and distance {distance.shape} are not "
-            f"those of {len(correct)} samples and {columns} columns"
-        )
     seen = arrays["clean"] == y
     right = correct & seen
     success, mean, median, rho = _distortion(arrays, threat.norm, right)
     column = 0 if once else reference_column(threat)
     forward, backward, to_success = _queries(arrays, column, right)
+    invalid = _invalid(outcome)
     figures = Figures(
         accuracy=_accuracy_once(arrays, threat) if once else _accuracy(arrays),
         success=success,
@@ -138,13 +141,15 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
         backward=backward,
         to_success=to_success,
         preparation=float(record.facts.get("preparation_queries", NAN)),
-        invalid=float(np.count_nonzero(~_legal(outcome) & (outcome != Outcome.SKIPPED))),
+        invalid=float(np.count_nonzero(invalid)),
         unstable=float(np.count_nonzero(outcome == Outcome.UNSTABLE)),
         rounds=_rounds(arrays),
     )
     return Attacked(
         access=str(record.facts.get("access", "")),
         disagree=int(np.count_nonzero(seen != correct)),
+        returned=int(np.count_nonzero(outcome[:, column] != Outcome.SKIPPED)),
+        invalid=invalid[:, column],
         distance=smallest_distance(threat.norm, outcome, distance, ~right),
         distance8=_distance8(arrays, threat.norm, right),
         figures=figures,
@@ -158,15 +163,9 @@ def average(figures: Sequence[Figures]) -> Figures:
     return Figures(*(_mean([getattr(f, name.name) for f in figures]) for name in fields(Figures)))
 
 
-def read_corruption(record: Record, threat: ThreatRow, n: int) -> tuple[float, ...]:
-    """Mean accuracy over samples and draws at each severity. Raises RecordError on other shapes."""
-    right = record.arrays["draw_correct"]
-    if right.shape != (n, len(threat.eps), threat.draws):
-        raise RecordError(
-            f"record {record.key}: draw_correct {right.shape} is not of {n} samples, "
-            f"{len(threat.eps)} severities and {threat.draws} draws"
-        )
-    return tuple(right.mean(axis=(0, 2)).tolist())
+def read_corruption(record: Record) -> tuple[float, ...]:
+    """Mean accuracy over samples and draws at each severity."""
+    return tuple(record.arrays["draw_correct"].mean(axis=(0, 2)).tolist())
 
 
 def _mean(values: Sequence[Any]) -> Any:
@@ -180,6 +179,12 @@ def _legal(outcome: NDArray[np.uint8]) -> Bools:
     """Where an image was returned that keeps to the rules."""
     legal: Bools = LEGAL[outcome]
     return legal
+
+
+def _invalid(outcome: NDArray[np.uint8]) -> Bools:
+    """Where an image was returned that breaks a rule."""
+    broken: Bools = ~_legal(outcome) & (outcome != Outcome.SKIPPED)
+    return broken
 
 
 def _accuracy(arrays: Arrays) -> tuple[float, ...]:
@@ -229,10 +234,9 @@ def _distance8(arrays: Arrays, norm: str, right: Bools) -> Floats | None:
         fooled = label == arrays["target"][:, None]
     else:
         fooled = label != arrays["y"][:, None]
-    # A label that would not settle is no merit of the model here either.
-    fooled = fooled | (arrays["outcome"] == Outcome.UNSTABLE)
     found = np.where(fooled, arrays["distance8"][:, :, NORMS.index(norm)], np.inf)
-    return np.where(right, found.min(axis=1), 0.0)
+    # A label that would not settle is no merit of the model here either.
+    return np.where(right & ~unsettled(arrays["outcome"]), found.min(axis=1), 0.0)
 
 
 def _queries(arrays: Arrays, column: int, right: Bools) -> tuple[float, float, float]:

@@ -22,7 +22,7 @@ class Outcome(IntEnum):
     """SKIPPED: the clean image is misclassified and was not attacked. From OUT_OF_BALL on, the
     returned image is invalid: it never counts as the attack's success, and is never hidden.
     UNSTABLE: the model gave the image, or the clean one, different labels in different calls: no
-    success of the attack, and no merit of the model either, so the sample is not robust."""
+    success of the attack, and no merit of the model either: the sample is robust at no eps."""
 
     SKIPPED = 0
     ROBUST = 1
@@ -46,12 +46,17 @@ def smallest_distance(
     distance: NDArray[np.float64],
     clean_wrong: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """Each sample's smallest verified distance, (n,): 0 where the clean image is misclassified,
-    infinite where no adversarial image was found. UNSTABLE counts as found.
+    """Each sample's smallest verified distance, (n,): 0 where the clean image is misclassified or
+    a label would not settle in any column, infinite where no adversarial image was found.
 
     outcome: (n, columns); distance: (n, columns, 4) in the order of `NORMS`.
     """
-    broken = (outcome == Outcome.ADVERSARIAL) | (outcome == Outcome.UNSTABLE)
-    found = np.where(broken, distance[:, :, NORMS.index(norm)], np.inf)
+    found = np.where(outcome == Outcome.ADVERSARIAL, distance[:, :, NORMS.index(norm)], np.inf)
     smallest: NDArray[np.float64] = found.min(axis=1, initial=np.inf).astype(np.float64)
-    return np.where(clean_wrong, 0.0, smallest)
+    return np.where(clean_wrong | unsettled(outcome), 0.0, smallest)
+
+
+def unsettled(outcome: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Samples, (n,), with an UNSTABLE image in a column of outcome (n, columns)."""
+    where: NDArray[np.bool_] = (outcome == Outcome.UNSTABLE).any(axis=1)
+    return where

@@ -33,7 +33,8 @@ class Data:
     """The board's data set, loaded and checked.
 
     identity: the data set's own (name, version, options, content)
-    slice:    which test images are evaluated, and which are seed points of preparing attacks
+    slice:    which test images are evaluated
+    reserved: test images that are not, for preparing attacks; each is given the last of them
     """
 
     ref: DataRef
@@ -43,6 +44,7 @@ class Data:
     seed_points: int
     samples: int
     slice: Mapping[str, Any]
+    reserved: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,17 +92,21 @@ class Plan:
 
 def board_data(board: Board, ref: DataRef, dataset: Resolved, test_y: Any, seeds: int) -> Data:
     """The slice of the loaded data set that the board evaluates."""
-    evaluated, _ = choose(test_y, board.samples, board.limit, seeds)
-    ids = np.ascontiguousarray(evaluated, dtype="<i8")
+    evaluated, reserved = choose(test_y, board.samples, board.limit, seeds)
     return Data(
         ref=ref,
         identity={**dataset.identity, "content": ref.content},
         how=board.samples,
         limit=board.limit,
         seed_points=seeds,
-        samples=len(ids),
-        slice={"ids": hashlib.sha256(ids.tobytes()).hexdigest(), "n": len(ids), "seeds": seeds},
+        samples=len(evaluated),
+        slice={"ids": _digest(evaluated), "n": len(evaluated)},
+        reserved=tuple(reserved.tolist()),
     )
+
+
+def _digest(ids: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
 
 
 def seed_points(attacks: list[Resolved]) -> int:
@@ -225,6 +231,9 @@ def _model_cells(
                 "target": threat.target,
             },
         }
+        if attack.entry.spec.prepares:
+            own = data.reserved[len(data.reserved) - own_seed_points(attack) :]
+            identity["seeds"] = {"ids": _digest(own), "n": len(own)}
         yield Cell(
             kind="attack",
             key=key_of(identity),
@@ -320,11 +329,22 @@ def state(cell: Cell, records: Mapping[str, Record]) -> State:
         return "new"
     if record.status != "ok":
         return "failed before"
-    if cell.kind == "attack":
-        fit = records.get(cell.needs[0])
-        if fit is None or fit.status != "ok" or fit.weights != record.weights:
-            return "stale"
+    if cell.kind == "attack" and weights_of(records.get(cell.needs[0])) != record.weights:
+        return "stale"
+    if record.facts.get("sources", {}) != sources(cell, records):
+        return "stale"
     return "cached"
+
+
+def sources(cell: Cell, records: Mapping[str, Record]) -> dict[str, str]:
+    """Digests of the models that the cell's options refer to, by the keys of their fit cells."""
+    others = cell.needs if cell.kind == "fit" else cell.needs[1:]
+    return {need: weights_of(records.get(need)) for need in others}
+
+
+def weights_of(fit: Record | None) -> str:
+    """The digest of a fitted model's weights; of one that is not there it is like no other."""
+    return fit.weights if fit is not None and fit.status == "ok" else "not fitted"
 
 
 def task(cell: Cell, data: Data) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +20,50 @@ from harness.rng import SampleRng, StreamRng
 MULTIPLE = 8
 PASSES = 11  # of a randomised classifier, whose majority is its prediction; odd, so two never tie
 
+T = TypeVar("T")
 Forward = Callable[[Tensor], Tensor]
 
 
 def padded(forward: Forward, x: Tensor) -> Tensor:
-    """forward(x) for x (n, …), run on a multiple of 8 rows; the rows added are dropped again."""
+    """forward(x) for x (n, …), run on a multiple of 8 rows; the rows added are dropped again.
+
+    Raises PluginError where forward changes its input: the images it was given are the harness's.
+    """
     n = len(x)
     missing = -n % MULTIPLE
-    if not missing:
-        return forward(x)
-    return forward(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]))[:n]
+    rows = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
+    version = rows._version
+    scores = forward(rows)
+    if rows._version != version:
+        raise PluginError("the model's forward changes its input in place; let it work on a copy")
+    return scores[:n] if missing else scores
+
+
+def in_batches(n: int, size: int, run: Callable[[int, int], T]) -> list[T]:
+    """run(start, stop) over 0 … n in batches of `size` rows, in order.
+
+    A batch that memory cannot hold is halved and tried again, down to `MULTIPLE` rows.
+    """
+    done: list[T] = []
+    start = 0
+    while start < n:
+        try:
+            done.append(run(start, min(start + size, n)))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or size <= MULTIPLE:
+                raise
+            size = max(MULTIPLE, size // 2 // MULTIPLE * MULTIPLE)
+            torch.cuda.empty_cache()
+        else:
+            start += size
+    return done
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine ran out of memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    )
 
 
 @dataclass(frozen=True)
@@ -54,11 +89,9 @@ class Predictor:
 
         Raises PluginError where the scores have another shape than (n, k) or are not finite.
         """
-        parts = [
-            self._chunk_labels(x[i : i + self.chunk], ids[i : i + self.chunk])
-            for i in range(0, len(x), self.chunk)
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+        none = torch.zeros(0, dtype=torch.int64, device=x.device)
+        parts = in_batches(len(x), self.chunk, lambda i, j: self._chunk_labels(x[i:j], ids[i:j]))
+        return torch.cat([none, *parts])
 
     def _chunk_labels(self, x: Tensor, ids: Sequence[int]) -> Tensor:
         if not self.randomised:

@@ -132,7 +132,7 @@ class StreamRng:
         return self.sized(len(rows))
 
     def restarted(self, restart: int) -> StreamRng:
-        return self
+        return self  # what a stream draws next is fresh
 
     @property
     def state(self) -> Tensor:

@@ -7,7 +7,7 @@ finds it missing and does it again: resume is nothing but running.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ from typing import Any
 
 from harness.bench import Result
 from harness.cell import failure, run_cell
-from harness.errors import PluginError, RecordError
+from harness.errors import PluginError
 from harness.executors import CellTimeout, Executor, WorkerDied
 from harness.identity import key_of
-from harness.plan import Cell, Plan, state, task, weights_identity
+from harness.plan import Cell, Plan, sources, state, task, weights_identity, weights_of
 from harness.provenance import provenance
-from harness.recheck import difference
 from harness.records import Record, Store
 
 ATTEMPTS = 2  # a cell whose worker died is tried once more
+WINDOW = 64  # cells handed to the executor at a time
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Driver:
         queue = deque(self._fits_ready(self._fits) + self._attacks_ready(self.plan.cells.values()))
         while queue or pending:
             # What is done is stored before more is begun: an executor may work within submit.
-            while queue and not any(future.done() for future in pending):
+            while queue and len(pending) < WINDOW and not any(f.done() for f in pending):
                 self._submit(executor, queue.popleft(), pending)
             finished, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -127,13 +127,14 @@ class Driver:
 
     def _record(self, cell: Cell, result: Result) -> Record:
         ok = result.status == "ok"
+        made_with = sources(cell, self.records)
         return Record(
             key=cell.key,
             kind=cell.kind,
             identity=cell.identity,
             status=result.status,
             reason=result.reason,
-            facts=result.facts,
+            facts={**result.facts, **({"sources": made_with} if ok and made_with else {})},
             cost=result.cost,
             provenance=provenance(result.device, result.distributions),
             weights=result.weights,
@@ -192,8 +193,7 @@ class Driver:
         return self._fits_ready(fits) + self._attacks_ready(dependents)
 
     def _weights(self, cell: Cell) -> Path:
-        identity = weights_identity(self.plan.data.identity, cell.model.identity, cell.seed)
-        return self.settings.cache / "weights" / f"{key_of(identity)}.safetensors"
+        return self.settings.cache / "weights" / f"{weights_key(cell, self.plan)}.safetensors"
 
 
 def job_of(
@@ -202,26 +202,20 @@ def job_of(
     """What `run_cell` is given: the cell's task, its model's weights, and how to run it."""
     return {
         **task(cell, plan.data),
-        "weights": records[cell.needs[0]].weights if cell.kind == "attack" else "",
+        "weights": weights_of(records.get(cell.needs[0])) if cell.kind == "attack" else "",
         "cache": str(settings.cache),
         "device": settings.device,
         "batch": settings.batch,
         "threads": settings.threads,
         "keep_examples": settings.keep_examples,
+        "fresh": settings.force or state(cell, records) == "stale",
+        "sources": {
+            weights_key(plan.cells[need], plan): digest
+            for need, digest in sources(cell, records).items()
+        },
     }
 
 
-def verify_records(plan: Plan, store: Store, settings: Settings) -> Iterator[tuple[Cell, str]]:
-    """Each cell whose adversarial images were kept, and in what the record differs from a fresh
-    verdict on them; '' where it does not."""
-    records, _ = store.scan()
-    for cell in plan.cells.values():
-        record = records.get(cell.key)
-        if cell.kind != "attack" or record is None or record.status != "ok":
-            continue
-        try:
-            kept = store.examples(cell.key)
-        except RecordError:
-            continue
-        job = job_of(cell, plan, records, settings)
-        yield cell, difference(job, kept, record.arrays)
+def weights_key(cell: Cell, plan: Plan) -> str:
+    """What a fit cell's weights are called in the cache."""
+    return key_of(weights_identity(plan.data.identity, cell.model.identity, cell.seed))

@@ -8,6 +8,7 @@ random streams follow samples whatever subset, or n x 100 batch, is asked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from harness.errors import BudgetSpent, PluginError
 from harness.losses import Loss
 from harness.plugin import LEVELS, Level
-from harness.predict import padded, random_forward
+from harness.predict import PASSES, Predictor, padded, random_forward
 from harness.rng import SampleRng, StreamRng
 from harness.threat import Threat
 
@@ -50,13 +51,16 @@ class Source:
         return passes[0] if self.eot == 1 else torch.stack(passes).mean(dim=0)
 
     def _one_pass(self, x: Tensor, rng: SampleRng | StreamRng | None) -> Tensor:
+        if self.backward is None:
+            return self._exact(x, rng)
+        with torch.no_grad():
+            exact = self._exact(x, rng)
+        smooth = padded(self.backward, x)
+        return exact + (smooth - smooth.detach())
+
+    def _exact(self, x: Tensor, rng: SampleRng | StreamRng | None) -> Tensor:
         if self.randomised and rng is not None:
             scores = random_forward(self.module, x, rng)
-        elif self.backward is not None:
-            with torch.no_grad():
-                exact = padded(self.module, x)
-            smooth = padded(self.backward, x)
-            scores = smooth + (exact - smooth).detach()
         else:
             scores = padded(self.module, x)
         if scores.shape != (len(x), self.classes):
@@ -103,12 +107,13 @@ class Closest:
         distance = self.threat.distance(x, self.x[index])
         fooled = labels != self.y[index] if self.wanted is None else labels == self.wanted[index]
         distance = torch.where(legal & fooled, distance, torch.inf)
-        # Rows may repeat: written from the farthest to the closest, the closest stays.
-        for i in distance.argsort(descending=True).tolist():
-            row = rows[i]
-            if distance[i] < self.distance[row]:
-                self.distance[row] = distance[i]
-                self.best[row] = x[i].detach()
+        # Rows may repeat: of each, its closest query alone is looked at.
+        by_row = np.lexsort((distance.cpu().numpy(), rows))
+        _, first = np.unique(rows[by_row], return_index=True)
+        nearest = torch.from_numpy(by_row[first]).to(x.device)
+        closer = nearest[distance[nearest] < self.distance[index[nearest]]]
+        self.distance[index[closer]] = distance[closer]
+        self.best[index[closer]] = x[closer]
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class Target:
     classes: k of the scores; 2 where the attack is targeted: 't against the rest'
     judged:  the model crafted on is the model judged and answers alike each time, so a sample
              that is fooled may leave the batch (`Active`)
+    referee: the judged model as the referee reads it, and the samples' ids, where that is another
+             than the one crafted on: restarts ask it who is fooled
     """
 
     source: Source
@@ -131,6 +138,7 @@ class Target:
     wanted: Tensor | None = None
     closest: Closest | None = None
     judged: bool = False
+    referee: tuple[Predictor, Sequence[int]] | None = None
 
     @classmethod
     def around(cls, module: nn.Module, classes: int, chunk: int = 512) -> Target:
@@ -177,6 +185,16 @@ class Target:
                 replace(self, wanted=None)._chunked(x, "labels").argmax(1) == self.wanted
             ).long()
         return self._chunked(x, "labels").argmax(dim=1)
+
+    def verdict(self, x: Tensor) -> Tensor:
+        """Labels as the referee will predict them, int64 (n,), counted as queries: of the judged
+        model, and of a randomised one by the majority of its passes."""
+        if self.referee is None or self.rows is None:
+            return self.labels(x)
+        predictor, ids = self.referee
+        self.ledger.charge(self._weight(x) * (PASSES if predictor.randomised else 1))
+        labels = predictor.labels(x, [ids[row] for row in self.rows])
+        return labels if self.wanted is None else (labels == self.wanted).long()
 
     def part(self, name: str) -> Any:
         """A named part of the classifier, if the attack declared it."""

@@ -64,7 +64,7 @@ def judge(
     `threat.eps` is infinite for a minimum-norm attack. Raises PluginError where the images have
     another shape or type than the samples'.
     """
-    _structure(x_adv, samples.x)
+    structure(x_adv, samples.x)
     x_adv = x_adv.detach().contiguous()
     distance = distances(torch.where(torch.isfinite(x_adv), x_adv, torch.inf), samples.x)
     outcome = _validity(x_adv, distance, threat)
@@ -92,15 +92,15 @@ def unstable(predictor: Predictor, samples: Samples, x_adv: Tensor, label: Tenso
     return (torch.cat(alone) != label[: len(alone)]).nonzero()[:, 0]
 
 
-def _structure(x_adv: Tensor, x: Tensor) -> None:
+def structure(x_adv: Tensor, x: Tensor) -> None:
+    """Raise PluginError where what an attack returned is no batch of images like x."""
     if not isinstance(x_adv, Tensor):
         raise PluginError(f"the attack returned {type(x_adv).__name__}, not a tensor")
-    if x_adv.shape != x.shape:
-        raise PluginError(
-            f"the attack returned shape {tuple(x_adv.shape)} for images of {tuple(x.shape)}"
-        )
-    if x_adv.dtype != x.dtype:
-        raise PluginError(f"the attack returned {x_adv.dtype} for images of {x.dtype}")
+    told = (tuple(x_adv.shape), x_adv.dtype, x_adv.device.type)
+    asked = (tuple(x.shape), x.dtype, x.device.type)
+    for what, got, right in zip(("shape", "type", "device"), told, asked, strict=True):
+        if got != right:
+            raise PluginError(f"the attack returned images of {what} {got}, not {right}")
 
 
 def _validity(x_adv: Tensor, distance: Tensor, threat: Threat) -> Tensor:

@@ -60,6 +60,39 @@ def test_force_runs_everything_again(tmp_path):
     assert ran_cells(run(TEXT, tmp_path, force=True)) == ran_cells(first)
 
 
+def test_force_trains_again_and_replaces_the_cached_weights(tmp_path):
+    text = board_text(["mlp:epochs=1"], ["wander"])
+    first = run(text, tmp_path).of("mlp:epochs=1")
+    (weights,) = (cache_folder() / "weights").glob("*.safetensors")
+    before = weights.stat().st_mtime_ns
+    assert run(text, tmp_path / "other").of("mlp:epochs=1").cost == first.cost  # from the cache
+    assert weights.stat().st_mtime_ns == before
+    again = run(text, tmp_path, force=True).of("mlp:epochs=1")
+    assert weights.stat().st_mtime_ns > before
+    assert again.weights == first.weights
+    assert again.cost["start"] > first.cost["start"]
+
+
+def test_a_transfer_from_a_model_that_was_fitted_anew_is_stale(tmp_path):
+    text = board_text(["tiny:shift=0.1"], ["borrowed"])
+    first = run(text, tmp_path)
+    record = first.of("tiny:shift=0.1", "borrowed")
+    (source,) = record.facts["sources"]
+    other = first.records[source]
+    first.store.write(type(other)(**{**vars(other), "weights": "0" * 64}))
+    session = session_of(text, tmp_path)
+    states = {c.label + c.attack_label: state(c, first.store.scan()[0])
+              for c in session.plan.cells.values()}  # fmt: skip
+    assert states["tiny:shift=0.1borrowed"] == "stale"
+
+
+def test_what_plugins_print_is_not_on_stdout(tmp_path, capfd):
+    run(board_text(["talkative"], ["wander"]), tmp_path)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "step 1" in err
+
+
 def test_a_lost_cache_costs_nothing_until_weights_are_needed(tmp_path):
     run(board_text(["tiny"], ["ascend"]), tmp_path)
     shutil.rmtree(cache_folder() / "weights")

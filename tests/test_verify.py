@@ -57,8 +57,8 @@ def test_each_rule_by_hand():
     ("wrong", "message"),
     [
         (None, "returned NoneType, not a tensor"),
-        (torch.zeros(2, 1, 2, 3), r"returned shape \(2, 1, 2, 3\)"),
-        (torch.zeros(2, 1, 2, 2, dtype=torch.float64), "returned torch.float64"),
+        (torch.zeros(2, 1, 2, 3), r"of shape \(2, 1, 2, 3\), not \(2, 1, 2, 2\)"),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.float64), "of type torch.float64"),
     ],
 )
 def test_what_is_no_batch_of_images_is_refused(wrong, message):

@@ -53,7 +53,7 @@ def _sections(board: Leaderboard) -> Iterator[tuple[str, Grid]]:
 def _drawn(grid: Grid) -> RichTable:
     table = RichTable()
     for name, align in zip(grid.header, grid.align, strict=True):
-        table.add_column(Text(name), justify="right" if align == "r" else "left")
+        table.add_column(Text(name), justify="right" if align == "r" else "left", overflow="fold")
     for row in grid.rows:
         table.add_row(*map(Text, row))
     return table

@@ -27,6 +27,10 @@ def harness_models():
     yield ModelSpec("nan", "testkit_parts:BrokenModel")
     yield ModelSpec("fickle", "testkit_parts:Fickle")
     yield ModelSpec("batchy", "testkit_parts:Batchy")
+    yield ModelSpec("noisy_steps", "testkit_parts:NoisySteps", randomised=True, surrogate=True)
+    yield ModelSpec("talkative", "testkit_parts:Talkative")
+    yield ModelSpec("inplace", "testkit_parts:InPlace")
+    yield ModelSpec("forgetful", "testkit_parts:Forgetful")
     yield ModelSpec("raises_in_fit", "testkit_parts:RaisesInFit")
 
 
@@ -57,3 +61,8 @@ def harness_attacks():
     yield AttackSpec("still", "testkit_parts:Still", norms=ALL, needs="labels", deterministic=True)
     yield AttackSpec("fog", "testkit_parts:Fog", norms=("corruption",), needs="labels")
     yield AttackSpec("misbehaves", "testkit_parts:Misbehaves", norms=ALL, needs="labels")
+    yield AttackSpec("vandal", "testkit_parts:Vandal", norms=ALL)
+    yield AttackSpec("uneven", "testkit_parts:Uneven", norms=ALL, needs="labels")
+    yield AttackSpec(
+        "stumbles", "testkit_parts:Stumbles", norms=("L2",), needs="labels", kind="minimum-norm"
+    )

@@ -111,6 +111,73 @@ class Noisy:
         return self.build(data.info)
 
 
+class NoisyStepsNet(Steps):
+    def forward(self, x, rng):
+        return super().forward(x + 0.01 * rng.normal(*x.shape[1:]))
+
+
+@dataclass(frozen=True)
+class NoisySteps:
+    def build(self, info):
+        return NoisyStepsNet(info)
+
+    def fit(self, data, run):
+        return self.build(data.info)
+
+
+@dataclass(frozen=True)
+class Talkative(Tiny):
+    def fit(self, data, run):
+        print("step 1: loss 0.3")
+        return super().fit(data, run)
+
+
+class Dimming(nn.Module):
+    def __init__(self, info):
+        super().__init__()
+        self.linear = nn.Sequential(nn.Flatten(), centres(info))
+
+    def forward(self, x):
+        with torch.no_grad():
+            x.sub_(0.25)
+        return self.linear(x)
+
+
+@dataclass(frozen=True)
+class InPlace:
+    def build(self, info):
+        return Dimming(info)
+
+    def fit(self, data, run):
+        return self.build(data.info)
+
+
+class Flipping(nn.Module):
+    def __init__(self, info, flip):
+        super().__init__()
+        self.linear = nn.Sequential(nn.Flatten(), centres(info))
+        self.flip = flip
+
+    def forward(self, x):
+        scores = self.linear(x)
+        return scores.flip(1) if self.flip else scores
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    """What fit() returns is more than its state: an attribute, or another shape."""
+
+    kind: Literal["attribute", "shape"] = "attribute"
+
+    def build(self, info):
+        return Flipping(info, flip=False)
+
+    def fit(self, data, run):
+        if self.kind == "shape":
+            return nn.Sequential(nn.Flatten(), nn.Linear(16, data.info.classes))
+        return Flipping(data.info, flip=True)
+
+
 @dataclass(frozen=True)
 class Distilled:
     """Copies a fitted teacher's labels onto shifted centres: needs a reference to be fitted."""
@@ -245,6 +312,8 @@ class Substitute:
     recipe: Annotated[Model, RecipeRef()] = ref("tiny")
     attack: Annotated[Attack, AttackRef()] = ref("ascend")
     tell_nan: bool = False
+    chance: bool = False
+    direct: bool = False
 
     def prepare(self, target, seeds, rng):
         from harness.data import Info
@@ -254,8 +323,13 @@ class Substitute:
         for shift in (5.0, 0.0):
             net = self.recipe.build(info)
             net[1].bias.data += shift * torch.arange(target.classes)
+            if self.chance:
+                net[1].reset_parameters()
             match = (net(seeds).argmax(1) == labels).float().mean().item()
             target.labels(torch.cat([seeds, seeds]))
+            if self.direct:
+                yield Round(Wander(), None, {"match": match})
+                continue
             yield Round(self.attack, net, {"match": float("nan") if self.tell_nan else match})
 
 
@@ -330,3 +404,43 @@ class Misbehaves:
             "dtype": x.double(),
             "none": None,
         }.get(self.how, x)
+
+
+@dataclass(frozen=True)
+class Vandal:
+    """Spoils what it is given and returns the clean images."""
+
+    how: Literal["zeroes", "trains", "edits_x"] = "zeroes"
+
+    def __call__(self, target, x, y, threat, rng):
+        kept = x.clone()
+        if self.how == "zeroes":
+            for parameter in target.source.module.parameters():
+                parameter.zero_()
+        if self.how == "trains":
+            target.source.module.train()
+        if self.how == "edits_x":
+            x.zero_()
+            y.add_(1)
+        return kept
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """Six questions about every sample, then nine more about the lighter ones, to black."""
+
+    def __call__(self, target, x, y, threat, rng):
+        for _ in range(6):
+            target.labels(x)
+        light = (x.flatten(1).mean(1) > 0.4).nonzero()[:, 0]
+        for k in range(1, 10):
+            target.at(light).labels(threat.project(x[light] * (1 - k / 9), x[light]))
+        return x
+
+
+@dataclass(frozen=True)
+class Stumbles:
+    def __call__(self, target, x, y, threat, rng):
+        target.labels(x)
+        step = rng.uniform(1, 1, 1)
+        return x if float(step[0]) < 0.4 else (x + (step - 0.5)).clamp(0, 1)
