@@ -40,15 +40,24 @@ CORRUPTION_DRAWS = 10
 
 @dataclass(frozen=True)
 class Choice:
-    """A model or an attack of a board, and the label its tables show."""
+    """A model or an attack of a board, and the label its tables show.
+
+    where: where it was asked for, as messages begin: a flag, or a file and key
+    """
 
     selection: Selection
     label: str
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Board:
-    """A board as read, nothing looked up yet. `sha256` is of the file's bytes."""
+    """A board as read, nothing looked up yet.
+
+    core:   labels of attacks; with flags, not all of them need be among `attacks`
+    home:   the distribution that the data set's name is of, where the board is built in
+    sha256: of the file's bytes
+    """
 
     name: str
     dataset: Selection
@@ -62,6 +71,7 @@ class Board:
     limit: int | None = None
     seeds: tuple[int, ...] = (0,)
     all_samples: bool = False
+    home: str = ""
     sha256: str = ""
     hints: tuple[str, ...] = field(default=(), compare=False)
 
@@ -75,7 +85,12 @@ def read_board(path: Path) -> Board:
     return parse_board(raw, str(path))
 
 
-def parse_board(raw: bytes, where: str) -> Board:
+def parse_board(raw: bytes, where: str, home: str = "") -> Board:
+    """The board in the bytes of a board.toml.
+
+    home: of a built-in board, the distribution whose models, attacks and data set its names mean,
+          whoever else has the names
+    """
     try:
         table = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -83,13 +98,13 @@ def parse_board(raw: bytes, where: str) -> Board:
     reader = _Reader(table, where)
     choices = {
         kind: tuple(
-            _choice(item, f"{where}: {kind}[{i}]")
+            _choice(item, f"{where}: {kind}[{i}]", home)
             for i, item in enumerate(reader.take(kind, _list, "a list"))
         )
         for kind in ("models", "attacks")
     }
     threats = tuple(
-        _threat(_Reader(_table(t), f"{where}: threat[{i}]"))
+        _threat(_table(t, f"{where}: threat[{i}]"))
         for i, t in enumerate(reader.take("threat", _list, "one [[threat]] or more"))
     )
     board = Board(
@@ -105,10 +120,23 @@ def parse_board(raw: bytes, where: str) -> Board:
         limit=reader.take("limit", _positive, "an integer from 1", None),
         seeds=reader.take("seeds", _list_of(_seed), "a list of integers", (0,)),
         all_samples=reader.take("all_samples", _bool, "true or false", default=False),
+        home=home,
         sha256=hashlib.sha256(raw).hexdigest(),
     )
     reader.finish()
-    return checked(board, where)
+    board = checked(board, where)
+    _check_core(board, where)
+    return board
+
+
+def _check_core(board: Board, where: str) -> None:
+    attacks = [c.label for c in board.attacks]
+    for name in board.core:
+        if name not in attacks:
+            raise UsageError(
+                f"{where}: core: {name!r} is not an attack of the board"
+                f"{did_you_mean(name, attacks)} (attacks: {', '.join(attacks)})"
+            )
 
 
 def checked(board: Board, where: str) -> Board:
@@ -125,20 +153,13 @@ def checked(board: Board, where: str) -> Board:
         raise UsageError(f"{where}: threat: nothing selected")
     if len(set(norms)) < len(norms):
         raise UsageError(f"{where}: threat: a norm stands twice in {norms}")
-    attacks = [c.label for c in board.attacks]
-    for name in board.core:
-        if name not in attacks:
-            raise UsageError(
-                f"{where}: core: {name!r} is not an attack of the board"
-                f"{did_you_mean(name, attacks)} (attacks: {', '.join(attacks)})"
-            )
     if not board.seeds or len(set(board.seeds)) < len(board.seeds):
         raise UsageError(f"{where}: seeds: expected different integers, got {list(board.seeds)}")
     hints = [near_fraction(e) for t in board.threats if t.norm != CORRUPTION for e in t.eps]
     return replace(board, hints=tuple(f"{where}: {h}" for h in hints if h))
 
 
-def _choice(item: Any, where: str) -> Choice:
+def _choice(item: Any, where: str, home: str) -> Choice:
     label = None
     if isinstance(item, Mapping):
         label = item.get("label")
@@ -146,7 +167,10 @@ def _choice(item: Any, where: str) -> Choice:
             raise UsageError(f"{where}: label: expected a text, got {label!r}")
         item = {k: v for k, v in item.items() if k != "label"}
     selection = parse_selection(item, where)
-    return Choice(selection, label or str(selection))
+    label = label or str(selection)
+    if home:
+        selection = replace(selection, name=f"{home}/{selection.name}")
+    return Choice(selection, label, where)
 
 
 def _threat(reader: _Reader) -> ThreatRow:
@@ -158,17 +182,23 @@ def _threat(reader: _Reader) -> ThreatRow:
         reader.take("reference", _scalar, "a budget of the grid", texts[-1] if texts else None),
         f"{where}: reference",
     )
+    draws = reader.take("draws", _positive, "an integer from 1", None)
+    if draws is not None and norm != CORRUPTION:
+        raise UsageError(f"{where}: draws: {draws} of {norm}; only corruptions are drawn")
     row = ThreatRow(
         norm=norm,
         eps=grid,
         reference=reference,
-        draws=reader.take(
-            "draws", _positive, "an integer from 1", CORRUPTION_DRAWS if norm == CORRUPTION else 1
-        ),
+        draws=draws or draws_of(norm),
         target=reader.take("target", _one_of(TARGETS), f"one of {TARGETS}", "none"),
     )
     reader.finish()
     return grid_checked(row, where)
+
+
+def draws_of(norm: str) -> int:
+    """How many draws of a threat model are averaged, unless the board says so."""
+    return CORRUPTION_DRAWS if norm == CORRUPTION else 1
 
 
 def grid_checked(row: ThreatRow, where: str) -> ThreatRow:
@@ -259,10 +289,10 @@ def _selectable(value: Any) -> Any:
     return value
 
 
-def _table(value: Any) -> dict[str, Any]:
+def _table(value: Any, where: str) -> _Reader:
     if not isinstance(value, dict):
-        raise UsageError(f"threat: expected a table, got {value!r}")
-    return value
+        raise UsageError(f"{where}: expected a table, got {value!r}")
+    return _Reader(value, where)
 
 
 def _one_of(known: tuple[str, ...]) -> Callable[[Any], str]:

@@ -25,11 +25,7 @@ from harness.predict import out_of_memory
 
 def run_cell(task: dict[str, Any], progress: Callable[[int, int], None] | None = None) -> Result:
     """Run a cell. Never raises but on an interrupt: a failure is a result."""
-    torch.set_num_threads(int(task["threads"]))
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False  # a thousandth off, in the referee's scores too
-    torch.backends.cuda.matmul.allow_tf32 = False
+    steady(int(task["threads"]))
     wall, cpu = time.time(), time.process_time()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, plugins print too
@@ -44,6 +40,15 @@ def run_cell(task: dict[str, Any], progress: Callable[[int, int], None] | None =
         "cpu_seconds": time.process_time() - cpu,
     }
     return Result(**{**vars(result), "cost": {**spent, **result.cost}})
+
+
+def steady(threads: int) -> None:
+    """Set torch up so that the same cell gives the same bits again on one machine."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False  # a thousandth off, in the referee's scores too
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def failure(error: BaseException) -> Result:

@@ -93,8 +93,9 @@ def run(
     """
     from harness import commands
 
+    how_ = commands.How(**how)  # before anything is read or written
     session = _session(board, changed, data_dir, out)
-    sys.exit(commands.run(session, as_json=as_json, how=commands.How(**how)))
+    sys.exit(commands.run(session, as_json=as_json, how=how_))
 
 
 @cli.command()
@@ -141,7 +142,7 @@ def report(
 @OUT
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i")
 def verify(board: str | None, data_dir: Path | None, out: Path | None, device: str) -> None:
-    """Check the adversarial images that a run kept (--keep-examples) against the model again."""
+    """Check records, and the adversarial images they kept (--keep-examples), by their models."""
     from harness import commands
     from harness.session import Changes
 
@@ -203,7 +204,10 @@ def _session(
 ) -> Session:
     from harness.session import locate, open_session
 
-    return open_session(locate(board, out), changed, _catalogue(), data_dir)
+    session = open_session(locate(board, out), changed, _catalogue(), data_dir)
+    for note in session.notes:
+        click.echo(f"harness: {note}", err=True)
+    return session
 
 
 def main() -> None:

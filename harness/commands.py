@@ -44,6 +44,10 @@ class How:
     retry: bool
     force: bool
 
+    def __post_init__(self) -> None:
+        if self.timeout and self.executor == "inline":
+            raise UsageError("--timeout needs --executor process: nothing can stop a cell in-line")
+
 
 def run(session: Session, *, as_json: bool, how: How) -> int:
     """Run what is missing; print the leaderboard. Returns the exit code."""
@@ -51,8 +55,6 @@ def run(session: Session, *, as_json: bool, how: How) -> int:
 
     device = device_name(how.device)
     place, plan = session.place, session.plan
-    for hint in plan.board.hints:
-        click.echo(f"harness: {hint}", err=True)
     settle(place)
     store = place.store
     store.sweep()
@@ -122,19 +124,10 @@ def public(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in names}
 
 
-@contextmanager
-def _executor(how: How, jobs: int) -> Iterator[Executor]:
+def _executor(how: How, jobs: int) -> Executor:
     """In this process for one job, in others for more, or where a time-out has to be kept."""
     chosen = how.executor or ("process" if jobs > 1 or how.timeout else "inline")
-    if chosen == "inline" and how.timeout:
-        raise UsageError("--timeout needs --executor process: nothing can stop a cell in-line")
-    executor: Executor = Inline() if chosen == "inline" else Process(jobs, how.timeout)
-    try:
-        yield executor
-    except BaseException:
-        executor.close(cancel=True)
-        raise
-    executor.close(cancel=False)
+    return Inline() if chosen == "inline" else Process(jobs, how.timeout)
 
 
 @contextmanager
@@ -232,44 +225,50 @@ def report(place: Place, data_dir: Path | None, form: str) -> int:
 
 
 def verify(session: Session, device: str) -> int:
-    """Re-check kept adversarial images. Returns the exit code."""
-    from harness.run import Settings, verify_records
+    """Re-check records and the adversarial images they kept. Returns the exit code."""
+    from harness.recheck import verify_records
+    from harness.run import Settings
 
     settings = Settings(cache=cache_folder(), device=device_name(device))
-    checked = wrong = 0
+    verdicts: Counter[str] = Counter()
+    kept = False
     for cell, reason in verify_records(session.plan, session.place.store, settings):
-        checked += 1
-        wrong += bool(reason)
-        click.echo(
-            f"{'DIFFERS' if reason else 'agrees':<8} {cell}" + (f": {reason}" if reason else "")
-        )
-    if not checked:
+        verdict = "not kept" if reason is None else "DIFFERS" if reason else "agrees"
+        verdicts[verdict] += 1
+        kept = kept or (cell.kind == "attack" and reason is not None)
+        click.echo(f"{verdict:<8} {cell}" + (f": {reason}" if reason else ""))
+    if not kept and not verdicts["DIFFERS"]:
         raise UsageError(
             f"{session.place.folder}: no record has adversarial images; run the board with "
             "--keep-examples --force"
         )
-    click.echo(f"{checked - wrong} of {checked} records agree with their models")
-    return 1 if wrong else 0
+    checked = verdicts["agrees"] + verdicts["DIFFERS"]
+    click.echo(
+        f"{verdicts['agrees']} of {checked} records agree with their models; "
+        f"{verdicts['not kept']} kept no images"
+    )
+    return 1 if verdicts["DIFFERS"] else 0
 
 
 def fetch(name: str, catalogue: Catalogue, data_dir: Path | None) -> None:
     """Download a data set's official files, and check them by reading them."""
-    from harness.data import DataOptions, Files
+    from harness.data import DataOptions
     from harness.fetch import fetch as download
     from harness.options import resolve
     from harness.plugin import Selection
+    from harness.session import read_data
 
     entry = catalogue.dataset(name)
     if data_dir is None:
         raise UsageError("fetch: say where to with --data-dir (or HARNESS_DATA)")
     if not entry.spec.downloads:
         raise UsageError(f"fetch: {name} has no files to download")
-    component = resolve(Selection(name), entry, DataOptions, catalogue, "dataset").component
+    dataset = resolve(Selection(name), entry, DataOptions, catalogue, "dataset")
     paths = download(
         entry.spec.name,
         entry.spec.downloads,
         data_dir,
-        lambda folder: component.load(Files(folder, entry.spec.name, entry.spec.downloads)),
+        lambda folder: read_data(dataset, folder),
     )
     for path in paths:
         click.echo(path)

@@ -19,7 +19,7 @@ from fractions import Fraction
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from harness.errors import PluginError
+from harness.errors import BrokenPlugin
 from harness.plugin import AttackRef, File, ModelRef, OneOf, RecipeRef, Reference, Selection
 
 Marker = ModelRef | RecipeRef | AttackRef | OneOf | File
@@ -115,7 +115,7 @@ class Option:
         try:
             return TypeAdapter(self.hint, config=ConfigDict(allow_inf_nan=False))
         except PydanticUserError as error:
-            raise PluginError(
+            raise BrokenPlugin(
                 f"{self.owner}: field {self.name!r} has a type that text cannot give; "
                 "mark it with OneOf, File or a reference"
             ) from error
@@ -152,12 +152,12 @@ class Option:
 
 @functools.cache
 def options_of(cls: type) -> Mapping[str, Option]:
-    """The options that a dataclass has, by name. Raises PluginError if a type cannot be read."""
+    """The options that a dataclass has, by name. Raises BrokenPlugin if a type cannot be read."""
     owner = f"{cls.__module__}.{cls.__qualname__}"
     try:
         hints = get_type_hints(cls, include_extras=True)
     except Exception as error:
-        raise PluginError(f"{owner}: its types cannot be read: {error}") from error
+        raise BrokenPlugin(f"{owner}: its types cannot be read: {error}") from error
     return {
         field.name: Option(field.name, hints[field.name], _default(field), owner)
         for field in dataclasses.fields(cls)

@@ -3,19 +3,21 @@
 Order, membership and core come from the manifest alone: a record that it does not name is not
 read, and the order in which records come changes nothing. A cell without an `ok` record never
 raises a number: it is a gap, listed with its reason, and where it leaves a row without a core
-attack, the row is shown and unranked.
+attack, the row is shown and unranked. So is a row that a core attack returned invalid images for:
+its samples might have been broken there.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from harness.crossing import WHITE_BOX, Crossed, cross
-from harness.lookup import NOT_FITTED, Found, Lookup, status_of, statuses
+from harness.lookup import NOT_FITTED, Found, Lookup, amount, status_of, statuses
 from harness.manifest import Manifest, ThreatRow
 from harness.measures import (
     Bools,
@@ -40,25 +42,23 @@ from harness.standings import (
 )
 from harness.statistics import ranks
 
-__all__ = ["NO_GRADIENT", "OUTDONE", "RELABELLED", "Leaderboard", "aggregate"]
+__all__ = ["INVALID", "NO_GRADIENT", "OUTDONE", "RELABELLED", "Leaderboard", "aggregate"]
 
 OUTDONE = "white-box weaker than black-box"
 NO_GRADIENT = "no gradient reached"
+INVALID = "images invalid at the reference"
 RELABELLED = "clean labels changed since the fit"
 
 
 def aggregate(
     manifest: Manifest, records: Mapping[str, Record], problems: Iterable[Problem] = ()
 ) -> Leaderboard:
-    """The leaderboards of a board, from what its store holds; `problems` are files it left out.
-
-    Raises RecordError where two records are not of the same samples.
-    """
+    """The leaderboards of a board, from what its store holds; `problems` are files it left out."""
     lookup = Lookup(manifest, records)
     corruptions = [t for t in manifest.threats if t.norm == CORRUPTION]
     return Leaderboard(
         board=manifest,
-        samples=lookup.samples,
+        samples=manifest.samples,
         tables=tuple(_table(lookup, t) for t in manifest.threats if t not in corruptions),
         corruptions=tuple(_corruption(lookup, t) for t in corruptions),
         gaps=tuple(_gaps(lookup)),
@@ -79,7 +79,7 @@ def _row(
     lookup: Lookup, threat: ThreatRow, attacks: Sequence[str], model: str
 ) -> tuple[Row, list[Bools]]:
     """A row without its rank, and for each seed who survived the core, (n,)."""
-    n = lookup.samples
+    n = lookup.manifest.samples
     crossed = [_crossed(lookup, threat, attacks, fit) for fit in lookup.seeds(model)]
     there = [c for c in crossed if c is not None]
     cells = tuple(_attack_cell(lookup, threat, there, model, attack) for attack in attacks)
@@ -92,7 +92,7 @@ def _row(
         eight=share(eight, n) if len(eight) == len([c for c in there if c.core]) else None,
         cells=cells,
         flags=tuple(dict.fromkeys(_flags(lookup, threat, there, model))),
-        reason=_why_unranked(lookup, threat, model),
+        reason=_why_unranked(lookup, threat, model) or _unfinished(there),
     )
     return row, [c.survivors for c in there if c.survivors is not None]
 
@@ -137,8 +137,8 @@ def _attack_cell(
         core=core,
         status=status,
         access=ran[0].attacked[attack].access,
-        robust=_curve([c.curves[attack] for c in ran], lookup.samples),
-        eight=share(eight, lookup.samples) if len(eight) == len(ran) else None,
+        robust=_curve([c.curves[attack] for c in ran], lookup.manifest.samples),
+        eight=share(eight, lookup.manifest.samples) if len(eight) == len(ran) else None,
         figures=average([c.figures[attack] for c in ran]),
     )
 
@@ -158,17 +158,27 @@ def _why_unranked(lookup: Lookup, threat: ThreatRow, model: str) -> str:
     return f"lacks {', '.join(lacking)}" if lacking else ""
 
 
+def _unfinished(crossed: Sequence[Crossed]) -> str:
+    """'' where no core attack returned an invalid image for a sample that survived the core."""
+    images: Counter[str] = Counter()
+    for c in crossed:
+        images.update(c.unfinished)
+    counts = ", ".join(f"{name} {n}" for name, n in images.items() if n)
+    return f"invalid images of samples left robust: {counts}" if counts else ""
+
+
 def _flags(
     lookup: Lookup, threat: ThreatRow, crossed: Sequence[Crossed], model: str
 ) -> Iterator[str]:
-    """What the records say of themselves, then what their comparison says."""
-    for fit in lookup.seeds(model):
-        if fit.record is not None:
-            yield from map(str, fit.record.facts.get("flags", ()))
+    """What the records say of themselves, then what their images and their comparison say."""
+    yield from _told(lookup.seeds(model))
     for attack in lookup.attacks(threat.norm):
-        for found in lookup.seeds(model, attack, threat.norm):
-            if found.record is not None:
-                yield from (f"{attack}: {flag}" for flag in found.record.facts.get("flags", ()))
+        told = _told(lookup.seeds(model, attack, threat.norm))
+        yield from (f"{attack}: {flag}" for flag in told)
+        ran = [c for c in crossed if attack in c.attacked]
+        if invalid := sum(c.invalid[attack] for c in ran):
+            of = sum(c.attacked[attack].returned for c in ran)
+            yield f"{attack}: {invalid} of {of} {INVALID}"
     for c in crossed:
         for name, a in c.attacked.items():
             if a.disagree:
@@ -176,6 +186,12 @@ def _flags(
         yield from (f"{OUTDONE}: {name}" for name in c.outdone_by)
         if c.attacked and not any(a.access in WHITE_BOX for a in c.attacked.values()):
             yield NO_GRADIENT
+
+
+def _told(seeds: Iterable[Found]) -> Iterator[str]:
+    for found in seeds:
+        if found.record is not None:
+            yield from map(str, found.record.facts.get("flags", ()))
 
 
 def _ranked(
@@ -209,10 +225,10 @@ def _corruption(lookup: Lookup, threat: ThreatRow) -> CorruptionTable:
 
 
 def _corrupted(lookup: Lookup, threat: ThreatRow, model: str, attack: str) -> CorruptionRow:
-    n = lookup.samples
+    n = lookup.manifest.samples
     fits = [f.record for f in lookup.seeds(model) if f.record is not None]
     found = lookup.seeds(model, attack, threat.norm)
-    ran = [read_corruption(f.record, threat, n) for f in found if f.record is not None]
+    ran = [read_corruption(f.record) for f in found if f.record is not None]
     clean = share([float(_correct(fit).mean()) for fit in fits], n)
     return CorruptionRow(model, attack, status_of(found), clean, _curve(ran, n))
 
@@ -234,7 +250,7 @@ def _costs(lookup: Lookup) -> Iterator[Cost]:
         cost = [f.stored.cost for f in found if f.stored is not None]
         if cost:
             wall, cpu, forward, backward = (
-                sum(float(c.get(name, 0)) for c in cost)
+                sum(amount(c.get(name)) or 0.0 for c in cost)
                 for name in ("wall_seconds", "cpu_seconds", "forward", "backward")
             )
             status = status_of(found)

@@ -8,9 +8,11 @@ the identity that follows from it all. A plugin's module is imported here, and n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from operator import attrgetter
@@ -22,7 +24,6 @@ from annotated_types import Ge
 from harness.errors import (
     BrokenPlugin,
     HarnessError,
-    PluginError,
     UnknownName,
     UsageError,
     did_you_mean,
@@ -80,12 +81,12 @@ class ModelOptions:
 class Resolved:
     """A selection whose plugin was found and whose options were read.
 
-    selection: what it stands for, in full (`standard:arch=mlp` where `mlp` was written)
+    selection: what it stands for, in full (`dist/standard:arch=mlp` where `mlp` was written)
     component: the plugin's dataclass; fields marked as references hold a `ResolvedRef`
     given:     the harness's own options
     identity:  JSON-able; equal for two selections that mean the same
     refs:      every reference it holds, also those inside a `OneOf`
-    label:     as written
+    label:     as written, by the shortest name
     """
 
     selection: Selection
@@ -106,7 +107,7 @@ class ResolvedRef:
 
 
 def load_factory(entry: Entry[Any]) -> type:
-    """The plugin's dataclass. Raises BrokenPlugin if it cannot be imported, else PluginError."""
+    """The plugin's dataclass. Raises BrokenPlugin if there is none, or not a frozen one."""
     module, _, name = entry.spec.factory.partition(":")
     try:
         factory = attrgetter(name)(importlib.import_module(module))
@@ -116,7 +117,12 @@ def load_factory(entry: Entry[Any]) -> type:
         reason = f"{type(error).__name__}: {error}"
         raise BrokenPlugin(f"{entry.full}: cannot load {entry.spec.factory}: {reason}") from error
     if not (isinstance(factory, type) and dataclasses.is_dataclass(factory)):
-        raise PluginError(f"{entry.full}: {entry.spec.factory} is not a dataclass")
+        raise BrokenPlugin(f"{entry.full}: {entry.spec.factory} is not a dataclass")
+    if not factory.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise BrokenPlugin(
+            f"{entry.full}: {entry.spec.factory} must be a frozen dataclass: state would leak from "
+            "one eps to the next"
+        )
     return factory
 
 
@@ -129,14 +135,16 @@ def resolve(
 ) -> Resolved:
     """Read a selection's options. `where` (a flag, a file and key) begins the error's message.
 
-    Raises UsageError for what was typed, PluginError and BrokenPlugin for what the plugin is.
+    Raises UsageError for what was typed, BrokenPlugin for what the plugin is.
     """
-    return _resolve(selection, harness_options, _Scope(catalogue, where, entry))
+    with contextlib.redirect_stdout(sys.stderr):  # importing and making it runs a stranger's code
+        return _resolve(selection, harness_options, _Scope(catalogue, where, entry))
 
 
 def describe(entry: Entry[Any], harness_options: type | None) -> list[OptionInfo]:
     """The plugin's own options, those of its `OneOf` choices, and the harness's."""
-    own = list(describe_fields(load_factory(entry)))
+    with contextlib.redirect_stdout(sys.stderr):
+        own = list(describe_fields(load_factory(entry)))
     if isinstance(entry.spec, ModelSpec) and entry.spec.short_for:
         preset = parse_selection(entry.spec.short_for, f"{entry.full}: short_for").given
         own = [replace(o, default=str(preset.get(o.name, o.default))) for o in own]
@@ -181,6 +189,7 @@ _NOTHING = _Read(None, None)
 
 
 def _resolve(written: Selection, harness_options: type | None, scope: _Scope) -> Resolved:
+    named = scope.entry
     selection, entry = _expanded(written, scope)
     step = str(Selection(entry.full, selection.options))
     if step in scope.path:
@@ -191,13 +200,13 @@ def _resolve(written: Selection, harness_options: type | None, scope: _Scope) ->
     own = options_of(factory)
     ours = options_of(harness_options) if harness_options else {}
     for name in own.keys() & ours.keys():
-        raise PluginError(f"{entry.full}: field {name!r} is an option of the harness's; rename it")
+        raise BrokenPlugin(f"{entry.full}: field {name!r} is an option of the harness's; rename it")
     _check_known(selection.given, [*own, *ours], _spoken(written, selection, scope))
     read = _fill(factory, selection.given, scope)
     harness = _fill(harness_options, selection.given, scope) if harness_options else _NOTHING
     harness = _fitting(entry.spec, harness, scope)
     return Resolved(
-        selection=selection,
+        selection=replace(selection, name=entry.full),
         entry=entry,
         component=read.value,
         given=harness.value,
@@ -208,7 +217,7 @@ def _resolve(written: Selection, harness_options: type | None, scope: _Scope) ->
             "harness": harness.identity,
         },
         refs=read.refs,
-        label=str(written),
+        label=str(replace(written, name=scope.catalogue.short(named.full))),
     )
 
 
@@ -253,7 +262,7 @@ def _fill(cls: type, given: Mapping[str, Any], scope: _Scope) -> _Read:
     except ValueError as error:
         raise UsageError(f"{scope.at}: {' '.join(str(error).split())}") from error
     except Exception as error:
-        raise PluginError(f"{scope.entry.full}: {cls.__name__}(…) raised {error!r}") from error
+        raise BrokenPlugin(f"{scope.entry.full}: {cls.__name__}(…) raised {error!r}") from error
     refs = tuple(found for field in read.values() for found in field.refs)
     return _Read(instance, {name: field.identity for name, field in read.items()}, refs)
 
@@ -272,7 +281,7 @@ def _read(option: Option, raw: Any, scope: _Scope) -> _Read:
         return _marked(option.marker, value, at, scope)
     except ValueError as error:
         if raw is MISSING:
-            raise PluginError(f"{at}: its default is wrong: {error}") from error
+            raise BrokenPlugin(f"{at}: its default is wrong: {error}") from error
         raise UsageError(f"{at}: {error}") from error
 
 

@@ -128,11 +128,7 @@ def select(
         (
             c,
             resolve(
-                c.selection,
-                catalogue.model(c.selection.name),
-                ModelOptions,
-                catalogue,
-                f"model {c.label}",
+                c.selection, catalogue.model(c.selection.name), ModelOptions, catalogue, c.where
             ),
         )
         for c in board.models
@@ -141,17 +137,13 @@ def select(
         (
             c,
             resolve(
-                c.selection,
-                catalogue.attack(c.selection.name),
-                AttackOptions,
-                catalogue,
-                f"attack {c.label}",
+                c.selection, catalogue.attack(c.selection.name), AttackOptions, catalogue, c.where
             ),
         )
         for c in board.attacks
     ]
     for choice, attack in attacks:
-        check_options(attack, f"attack {choice.label}")
+        check_options(attack, choice.where)
     return models, attacks
 
 
@@ -183,8 +175,8 @@ def make_plan(
         norms = attack.entry.spec.norms
         if not set(norms) & set(asked):
             raise UsageError(
-                f"attack {choice.label}: supports {', '.join(norms)}, none of which the board's "
-                f"threats ask for ({', '.join(asked)})"
+                f"{choice.where}: {choice.label} supports {', '.join(norms)}, none of which the "
+                f"board's threats ask for ({', '.join(asked)})"
             )
     cells: dict[str, Cell] = {}
     unfit: list[Cell] = []
@@ -245,7 +237,9 @@ def _model_cells(
             attack_label=attack_label,
             threat=threat,
             needs=(fit.key, *(c.key for c in others)),
-            reason=incompatible(model.entry.spec, attack.entry.spec, attack.given, threat.norm),
+            reason=incompatible(
+                model.entry.spec, attack.entry.spec, attack.given, threat.norm, attack.refs
+            ),
         )
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import pluggy
@@ -30,6 +30,7 @@ Level = Literal["labels", "scores", "gradients"]
 LEVELS: tuple[Level, ...] = ("labels", "scores", "gradients")
 NORMS = ("Linf", "L2", "L1", "L0")
 CORRUPTION = "corruption"
+KINDS = ("fixed-budget", "minimum-norm")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -49,12 +50,26 @@ class Spec:
     paper: str = ""
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} is not of the form [a-z0-9._-]")
+        for field in fields(self):
+            _check_type(self.name, field.name, getattr(self, field.name), str(field.type))
         if self.factory.count(":") != 1:
             raise ValueError(f"{self.name}: factory {self.factory!r} is not 'package.module:Class'")
         if self.version < 1:
             raise ValueError(f"{self.name}: version {self.version} is not 1 or more")
+
+
+def _check_type(spec: str, field: str, value: object, annotation: str) -> None:
+    """Raise ValueError unless the fact is what its field is declared as, said in full here."""
+    plain = {"str": str, "int": int, "bool": bool}.get(annotation)
+    if plain and type(value) is not plain:
+        article = "an" if annotation == "int" else "a"
+        raise ValueError(f"{spec}: {field} {value!r} is not {article} {annotation}")
+    if annotation == "tuple[str, ...]" and not (
+        isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    ):
+        raise ValueError(f"{spec}: {field} {value!r} is not a tuple of texts")
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,16 @@ class AttackSpec(Spec):
         unknown = [n for n in self.norms if n not in (*NORMS, CORRUPTION)]
         if unknown or not self.norms:
             raise ValueError(f"{self.name}: norms {self.norms} must be some of {NORMS}")
+        if CORRUPTION in self.norms and len(self.norms) > 1:
+            raise ValueError(f"{self.name}: norms {self.norms}: a corruption is nothing besides")
+        if self.kind not in KINDS:
+            raise ValueError(f"{self.name}: kind {self.kind!r} is not one of {KINDS}")
+        if self.seed_points < 0 or (self.seed_points and not self.prepares):
+            raise ValueError(
+                f"{self.name}: seed_points {self.seed_points}: 0, or more where it prepares"
+            )
+        if self.one_by_one and self.prepares:
+            raise ValueError(f"{self.name}: prepares and one_by_one exclude one another")
         if self.needs not in LEVELS:
             raise ValueError(f"{self.name}: needs {self.needs!r} is not one of {LEVELS}")
 

@@ -156,15 +156,17 @@ class Store:
     def examples(self, key: str) -> dict[str, NDArray[Any]]:
         """The adversarial examples that the run kept. RecordError: it kept none, or see `read`."""
         path = self._json(key)
+        if not (digest := self._examples_digest(path)):
+            raise RecordError(f"{path}: its examples were not kept; run it with --keep-examples")
         try:
-            digest = _fields(_parsed(path.read_bytes()))["examples"]
-            if digest:
-                return self._arrays(key, "examples", digest)
-        except FileNotFoundError:
-            raise RecordError(f"{path}: no such record") from None
+            return self._arrays(key, "examples", digest)
         except RecordError as error:
             raise RecordError(f"{path}: {error}") from None
-        raise RecordError(f"{path}: its examples were not kept; run it with --keep-examples")
+
+    def keeps_examples(self, key: str) -> bool:
+        """Whether the record names adversarial examples, damaged or not. RecordError: see `read`,
+        or there is none."""
+        return bool(self._examples_digest(self._json(key)))
 
     def discard(self, key: str) -> None:
         """Forget a record: the JSON first, so that no instant shows it without its arrays."""
@@ -196,6 +198,17 @@ class Store:
         except (OSError, RecordError):
             return set()
         return {self._file(key, part, raw[part]) for part in ("arrays", "examples") if raw[part]}
+
+    @staticmethod
+    def _examples_digest(path: Path) -> str:
+        try:
+            return str(_fields(_parsed(path.read_bytes()))["examples"])
+        except FileNotFoundError:
+            raise RecordError(f"{path}: no such record") from None
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+        except RecordError as error:
+            raise RecordError(f"{path}: {error}") from None
 
     def _load(self, path: Path) -> Record:
         """The record at `path`, checked. RecordError, without the path: why it is none."""

@@ -203,10 +203,20 @@ def _installed() -> Iterator[_Candidate]:
         try:
             found = list(_of(dist))
         except Exception as error:
-            if PROJECT in (dist.read_text("entry_points.txt") or ""):
+            if _names_us(dist):
                 yield _unreadable(dist, error)
             continue
         yield from (c for c in found if first.setdefault(c.dist, dist) is dist)
+
+
+def _names_us(dist: importlib.metadata.Distribution) -> bool:
+    """Whether a distribution that cannot be read has a plugin, as far as its file tells."""
+    try:
+        return PROJECT in (dist.read_text("entry_points.txt") or "")
+    except UnicodeDecodeError as error:
+        return PROJECT.encode() in error.object
+    except Exception:
+        return False
 
 
 def _of(dist: importlib.metadata.Distribution) -> Iterator[_Candidate]:

@@ -6,24 +6,35 @@ kept out of the board's table.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from harness import atomic
-from harness.board import Board, Choice, checked, epsilons, grid_checked, parse_board, read_board
+from harness.board import (
+    Board,
+    Choice,
+    checked,
+    draws_of,
+    epsilons,
+    grid_checked,
+    parse_board,
+    read_board,
+)
 from harness.budget import parse_norm
-from harness.data import DataOptions, DataRef, Files, apply, check, materialise
-from harness.errors import RecordError, UsageError
+from harness.data import DataOptions, DataRef, Files, Splits, apply, check, materialise
+from harness.errors import HarnessError, PluginError, RecordError, UsageError
 from harness.leaderboard import Leaderboard, aggregate
 from harness.manifest import Manifest, ThreatRow
 from harness.options import Resolved, resolve
 from harness.plan import Plan, board_data, make_plan, seed_points, select
 from harness.plugin import CORRUPTION
 from harness.records import Problem, Record, Store
-from harness.registry import Catalogue
+from harness.registry import DISTRIBUTION, Catalogue
 from harness.selection import parse_selection
 
 QUICK = "digits"
@@ -58,12 +69,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Session:
-    """`plan` is what was asked for, `own` the board as written; they are one without changes."""
+    """`plan` is what was asked for, `own` the board as written; they are one without changes.
+
+    notes: what the user should know of it, a line each
+    """
 
     place: Place
     catalogue: Catalogue
     plan: Plan
     own: Plan | None
+    notes: tuple[str, ...] = ()
 
     @property
     def foreign(self) -> int:
@@ -98,7 +113,8 @@ def locate(board: str | None, out: Path | None) -> Place:
             f"leaderboards/, nor built in ({', '.join(sorted(built_in))})"
         )
     raw = built_in[named].read_bytes()
-    return _placed(parse_board(raw, f"built-in {named}"), out or Path("leaderboards", named), raw)
+    board_ = parse_board(raw, f"built-in {named}", DISTRIBUTION)
+    return _placed(board_, out or Path("leaderboards", named), raw)
 
 
 def _built_ins() -> list[Path]:
@@ -109,7 +125,9 @@ def _built_ins() -> list[Path]:
 def _placed(board: Board, folder: Path, raw: bytes) -> Place:
     """The place, after making sure that its folder is this very board's."""
     other = folder / "board.toml"
-    if other.is_file() and other.read_bytes() != raw:
+    with writing(folder):
+        differs = other.is_file() and other.read_bytes() != raw
+    if differs:
         there = read_board(other)
         raise UsageError(
             f"{other} is another board ({there.name} version {there.version}, not {board.name} "
@@ -120,10 +138,21 @@ def _placed(board: Board, folder: Path, raw: bytes) -> Place:
 
 def settle(place: Place) -> None:
     """Make the folder and put board.toml there, so that it can be reported on its own."""
-    place.folder.mkdir(parents=True, exist_ok=True)
     path = place.folder / "board.toml"
-    if not path.is_file():
-        atomic.write(path, place.raw)
+    with writing(place.folder):
+        place.store.folder.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            atomic.write(path, place.raw)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What is not possible in the folder is the user's to mend: UsageError."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(f"{folder}: cannot be written ({why}); choose another --out") from error
 
 
 def changed(board: Board, changes: Changes) -> Board:
@@ -131,17 +160,20 @@ def changed(board: Board, changes: Changes) -> Board:
     where = "command line"
     new = board
     if changes.models:
-        new = replace(new, models=_choices(board.models, changes.models, "--model"))
+        models = _choices(board, board.models, changes.models, "--model")
+        new = replace(new, models=models)
     if changes.attacks:
-        attacks = _choices(board.attacks, changes.attacks, "--attack")
-        labels = [c.label for c in attacks]
-        new = replace(new, attacks=attacks, core=tuple(c for c in board.core if c in labels))
+        attacks = _choices(board, board.attacks, changes.attacks, "--attack")
+        new = replace(new, attacks=attacks)
     if changes.dataset:
-        new = replace(new, dataset=parse_selection(changes.dataset, "--dataset"))
+        dataset = parse_selection(changes.dataset, "--dataset")
+        new = replace(new, dataset=dataset, home=board.home if dataset == board.dataset else "")
     if changes.norms:
         new = replace(new, threats=_norms(board.threats, changes))
     elif changes.eps:
-        new = replace(new, threats=tuple(_regrid(t, changes.eps) for t in board.threats))
+        # Severities are no budgets: they change only where --norm asks for corruptions.
+        grids = (t if t.norm == CORRUPTION else _regrid(t, changes.eps) for t in board.threats)
+        new = replace(new, threats=tuple(grids))
     if changes.seeds:
         new = replace(new, seeds=changes.seeds)
     if changes.limit is not None:
@@ -151,14 +183,21 @@ def changed(board: Board, changes: Changes) -> Board:
     return board if new == board else checked(new, where)
 
 
-def _choices(own: tuple[Choice, ...], texts: tuple[str, ...], flag: str) -> tuple[Choice, ...]:
+def _choices(
+    board: Board, own: tuple[Choice, ...], texts: tuple[str, ...], flag: str
+) -> tuple[Choice, ...]:
     """A label of the board stands for what the board means by it; else the text is a selection."""
     labelled = {c.label: c for c in own}
-    parsed = [(t, labelled.get(t) or parse_selection(t, flag)) for t in texts]
-    same = {str(c.selection): c for c in own}
-    return tuple(
-        p if isinstance(p, Choice) else same.get(str(p)) or Choice(p, str(p)) for _, p in parsed
-    )
+    same = {str(c.selection).removeprefix(f"{board.home}/"): c for c in own}
+
+    def choice(text: str) -> Choice:
+        if text in labelled:
+            return labelled[text]
+        selection = parse_selection(text, flag)
+        label = str(selection)
+        return same.get(label) or labelled.get(label) or Choice(selection, label, flag)
+
+    return tuple(map(choice, texts))
 
 
 def _norms(threats: tuple[ThreatRow, ...], changes: Changes) -> tuple[ThreatRow, ...]:
@@ -170,7 +209,7 @@ def _norms(threats: tuple[ThreatRow, ...], changes: Changes) -> tuple[ThreatRow,
             rows.append(_regrid(own[0], changes.eps) if changes.eps else own[0])
         elif changes.eps:
             grid = epsilons(changes.eps, "--eps")
-            rows.append(grid_checked(ThreatRow(norm, grid, grid[-1]), "--eps"))
+            rows.append(grid_checked(ThreatRow(norm, grid, grid[-1], draws_of(norm)), "--eps"))
         else:
             raise UsageError(
                 f"--norm {norm}: the board has no grid for it; give one with --eps "
@@ -181,8 +220,6 @@ def _norms(threats: tuple[ThreatRow, ...], changes: Changes) -> tuple[ThreatRow,
 
 def _regrid(threat: ThreatRow, texts: tuple[str, ...]) -> ThreatRow:
     """The threat model with another grid; its reference stays if the grid holds it."""
-    if threat.norm == CORRUPTION:
-        return threat
     grid = epsilons(texts, "--eps")
     kept = [e for e in grid if e.value == threat.reference.value]
     return grid_checked(replace(threat, eps=grid, reference=(kept or grid)[-1]), "--eps")
@@ -192,11 +229,28 @@ def load_data(
     board: Board, catalogue: Catalogue, data_dir: Path | None
 ) -> tuple[DataRef, Resolved]:
     """The board's data set, read, checked and laid out for workers. Raises UsageError."""
-    entry = catalogue.dataset(board.dataset.name)
+    name = board.dataset.name
+    entry = catalogue.dataset(f"{board.home}/{name}" if board.home else name)
     dataset = resolve(board.dataset, entry, DataOptions, catalogue, f"dataset {board.dataset}")
-    splits = dataset.component.load(Files(data_dir, entry.spec.name, entry.spec.downloads))
+    splits = read_data(dataset, data_dir)
     check(splits, entry.spec.name)
     return materialise(apply(splits, dataset.given), cache_folder() / "data"), dataset
+
+
+def read_data(dataset: Resolved, data_dir: Path | None) -> Splits:
+    """What the data set's `load` gives. Whatever else it does is its own fault: PluginError."""
+    entry = dataset.entry
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            splits = dataset.component.load(Files(data_dir, entry.spec.name, entry.spec.downloads))
+    except HarnessError:
+        raise
+    except (Exception, SystemExit) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"data set {entry.full}: load() raised {text}") from error
+    if not isinstance(splits, Splits):
+        raise PluginError(f"data set {entry.full}: load() gave {splits!r}, not harness.data.Splits")
+    return splits
 
 
 def open_session(
@@ -204,12 +258,50 @@ def open_session(
 ) -> Session:
     """Plan what was asked for, and the board as written where that differs."""
     asked = changed(place.board, changes)
+    notes: list[str] = []
+    if changes.norms and not changes.attacks:
+        asked, notes = _narrowed(asked, catalogue)
     plan = plan_board(asked, catalogue, data_dir)
+    notes += plan.board.hints
     if asked == place.board:
-        return Session(place, catalogue, plan, plan)
-    if asked.dataset != place.board.dataset:
-        return Session(place, catalogue, plan, None)
-    return Session(place, catalogue, plan, plan_board(place.board, catalogue, data_dir))
+        return Session(place, catalogue, plan, plan, tuple(notes))
+    plan = _with_whole_core(plan, place.board, catalogue)
+    own = None
+    if asked.dataset == place.board.dataset:
+        own = plan_board(place.board, catalogue, data_dir)
+    return Session(place, catalogue, plan, own, tuple(notes))
+
+
+def _narrowed(board: Board, catalogue: Catalogue) -> tuple[Board, list[str]]:
+    """Without the board's own attacks that support none of the norms asked for; a note of them."""
+    norms = {t.norm for t in board.threats}
+    kept = tuple(c for c in board.attacks if norms & set(_norms_of(c, catalogue)))
+    left = [c.label for c in board.attacks if c not in kept]
+    if not kept:
+        raise UsageError(
+            f"--norm {', '.join(sorted(norms))}: none of the board's attacks supports it; "
+            "name one with --attack"
+        )
+    asked = ", ".join(t.norm for t in board.threats)
+    notes = [f"--norm {asked} leaves out {', '.join(left)}"] if left else []
+    return replace(board, attacks=kept), notes
+
+
+def _with_whole_core(plan: Plan, own: Board, catalogue: Catalogue) -> Plan:
+    """The plan with the core of the board as written: flags do not change what a rank is by.
+
+    A model that was not attacked with all of it is not ranked.
+    """
+    core = {c.label: _norms_of(c, catalogue) for c in own.attacks if c.label in own.core}
+    threats = tuple(
+        replace(t, core=tuple(name for name, norms in core.items() if t.norm in norms))
+        for t in plan.manifest.threats
+    )
+    return replace(plan, manifest=replace(plan.manifest, threats=threats))
+
+
+def _norms_of(attack: Choice, catalogue: Catalogue) -> tuple[str, ...]:
+    return catalogue.attack(attack.selection.name).spec.norms
 
 
 def plan_board(board: Board, catalogue: Catalogue, data_dir: Path | None) -> Plan:
@@ -231,9 +323,10 @@ def write_tables(
     from harness.render import csv, markdown
 
     board = aggregate(manifest, records, problems)
-    atomic.write(place.folder / CELLS, manifest.to_json().encode())
-    atomic.write(place.folder / "README.md", markdown.render(board).encode())
-    atomic.write(place.folder / "leaderboard.csv", csv.render(board).encode())
+    with writing(place.folder):
+        atomic.write(place.folder / CELLS, manifest.to_json().encode())
+        atomic.write(place.folder / "README.md", markdown.render(board).encode())
+        atomic.write(place.folder / "leaderboard.csv", csv.render(board).encode())
     return board
 
 
@@ -243,7 +336,7 @@ def read_manifest(place: Place) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        manifest = Manifest.from_json(path.read_text())
+        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError) as error:
         raise RecordError(
             f"{path}: not a list of cells ({error}); `harness run` writes it"

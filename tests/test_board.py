@@ -60,6 +60,7 @@ def test_a_board_is_read_with_its_defaults():
         ('"wander"]\ncore', '"pgd:steps=4"]\ncore', "attacks: 'pgd:steps=4' stands twice"),
         ('norm = "corruption"', 'norm = "Linf"', "a norm stands twice"),
         ('models = ["linear", ', "models = [3, ", "models[0]"),
+        ('eps = ["8/255", 0.1]', "eps = [0.1]\ndraws = 3", "threat[0]: draws: "),
         ('label = "MLP"', "label = 3", "models[1]: label: expected a text, got 3"),
     ],
 )
@@ -83,7 +84,7 @@ def test_flags_replace_lists_and_labels_stand_for_the_boards_own():
     assert new.models[0] is board.models[1]
     assert new.models[1].label == "tiny"
     assert new.attacks == board.attacks[:1]
-    assert new.core == ()
+    assert new.core == ("wander",)
     assert [e.text for e in new.threats[0].eps] == ["1/10", "0.3"]
     assert new.threats[0].reference.text == "1/10"
     assert new.threats[1] == board.threats[1]
@@ -95,3 +96,40 @@ def test_a_norm_without_a_grid_is_refused():
         changed(read(GOOD), Changes(norms=("l1",)))
     got = changed(read(GOOD), Changes(norms=("l1",), eps=("4", "2")))
     assert [(t.norm, [e.value for e in t.eps]) for t in got.threats] == [("L1", [2.0, 4.0])]
+
+
+def test_a_threat_that_is_no_table_is_named_with_its_file():
+    text = GOOD.partition("[[threat]]")[0].replace('name = "b"', 'name = "b"\nthreat = [1]')
+    with pytest.raises(UsageError, match=r"^b\.toml: threat\[0\]: expected a table, got 1"):
+        read(text)
+
+
+def test_a_choice_knows_where_it_stands():
+    board = read(GOOD)
+    assert [c.where for c in board.models] == ["b.toml: models[0]", "b.toml: models[1]"]
+    assert board.attacks[1].where == "b.toml: attacks[1]"
+    new = changed(board, Changes(models=("MLP", "tiny"), attacks=("fgsm",)))
+    assert [c.where for c in new.models] == ["b.toml: models[1]", "--model"]
+    assert new.attacks[0].where == "--attack"
+    assert changed(board, Changes(models=("linear", "mlp:epochs=2"))) == board
+
+
+def test_corruptions_by_flags_are_drawn_and_have_the_grid_that_is_asked_for():
+    plain = read(GOOD.rpartition("[[threat]]")[0])
+    got = changed(plain, Changes(norms=("corruption",), eps=("0.5",)))
+    assert [(t.norm, t.draws, t.reference.text) for t in got.threats] == [("corruption", 10, "0.5")]
+    got = changed(read(GOOD), Changes(norms=("corruption",), eps=("0.5",)))
+    assert [e.text for e in got.threats[0].eps] == ["0.5"]
+    assert got.threats[0].draws == 10
+
+
+def test_names_of_a_built_in_board_are_its_own_distributions():
+    board = parse_board(GOOD.encode(), "built-in b", home="us")
+    assert [c.selection.name for c in board.models] == ["us/linear", "us/mlp"]
+    assert [c.label for c in board.attacks] == ["pgd:steps=4", "wander"]
+    assert (str(board.dataset), board.home) == ("digits:classes=0-1", "us")
+    same = Changes(models=("linear", "mlp:epochs=2"), attacks=("pgd:steps=4", "wander"))
+    assert changed(board, same) == board
+    assert changed(board, Changes(attacks=("pgd",))).attacks[0].selection.name == "pgd"
+    assert changed(board, Changes(dataset="digits")).home == ""
+    assert changed(board, Changes(dataset="digits:classes=0-1")).home == "us"

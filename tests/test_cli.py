@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -49,6 +50,25 @@ def board(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Another distribution on the path, here and in processes of their own."""
+
+    def install(source, dist="acme"):
+        site = tmp_path / "site"
+        info = site / f"{dist}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{dist}_plugin.py").write_text(source)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[robustness_harness]\n{dist} = {dist}_plugin\n")
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ['PYTHONPATH']}")
+
+    yield install
+    for name in [n for n in sys.modules if n.endswith("_plugin")]:
+        del sys.modules[name]
 
 
 TEXT = board_text(["tiny", "stepped"], ["ascend", "wander"], core=["wander"])
@@ -235,7 +255,7 @@ def test_verify_agrees_and_finds_what_was_tampered_with(board, call):
     call("run", folder, "--jobs", 1, "--keep-examples")
     code, out, _ = call("verify", folder)
     assert code == 0, out
-    assert "2 of 2 records agree" in out
+    assert "3 of 3 records agree" in out
 
     import numpy as np
 
@@ -250,6 +270,23 @@ def test_verify_agrees_and_finds_what_was_tampered_with(board, call):
     code, out, _ = call("verify", folder)
     assert code == 1
     assert "DIFFERS" in out
+
+
+def test_verify_counts_what_was_not_kept_apart(board, call, monkeypatch):
+    found = []
+    monkeypatch.setattr("harness.recheck.verify_records", lambda *_: iter(found), raising=False)
+    folder = board(TEXT)
+    fit, attack = (SimpleNamespace(kind=kind) for kind in ("fit", "attack"))
+    found[:] = [(fit, ""), (attack, ""), (attack, None), (attack, None)]
+    code, out, _ = call("verify", folder)
+    assert code == 0
+    assert out.splitlines()[-1] == "2 of 2 records agree with their models; 2 kept no images"
+    found.append((attack, "column 0"))
+    assert call("verify", folder)[0] == 1
+    found[:] = [(fit, ""), (attack, None)]
+    code, _, err = call("verify", folder)
+    assert code == 2
+    assert "--keep-examples" in err
 
 
 def test_list_and_show(call):
@@ -317,3 +354,225 @@ def test_the_quick_board_is_small():
     assert len(board.attacks) <= 6
     assert len([t for t in board.threats if t.norm != CORRUPTION]) == 2
     assert board.name == "digits"
+
+
+MIXED = board_text(
+    ["tiny"], ["ascend", "fog"], core=["ascend"],
+    more='[[threat]]\nnorm = "corruption"\neps = [0.1, 0.2]',
+)  # fmt: skip
+
+
+def planned(out):
+    return {(c["attack"], c["norm"]) for c in map(json.loads, out.splitlines()) if c["attack"]}
+
+
+def test_a_norm_leaves_out_the_boards_attacks_that_it_does_not_concern(board, call):
+    folder = board(MIXED)
+    code, out, err = call("plan", folder, "--json", "--norm", "Linf")
+    assert code == 0
+    assert planned(out) == {("ascend", "Linf")}
+    (line,) = err.splitlines()
+    assert "--norm" in line
+    assert "fog" in line
+    code, out, err = call("plan", folder, "--json", "--norm", "corruption")
+    assert (code, planned(out)) == (0, {("fog", "corruption")})
+    assert "ascend" in err
+    assert call("plan", folder)[2] == ""
+
+
+def test_an_attack_that_does_not_concern_the_norms_is_refused_where_it_was_asked_for(board, call):
+    folder = board(MIXED)
+    code, _, err = call("plan", folder, "--norm", "Linf", "--attack", "fog")
+    assert code == 2
+    assert "fog supports corruption, none of which" in err
+    code, _, err = call("plan", folder, "--norm", "L0", "--eps", "3")
+    assert code == 2
+    assert "L0" in err
+    folder = board(board_text(["tiny"], ["ascend", "fog"]))
+    assert call("plan", folder)[0] == 2
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L0", "corruption"])
+def test_every_norm_can_be_asked_of_the_quick_board(call, tmp_path, monkeypatch, norm):
+    monkeypatch.chdir(tmp_path)
+    eps = ["--eps", "3"] if norm == "L0" else []
+    code, out, err = call("plan", "--json", "--norm", norm, *eps)
+    assert code == 0, err
+    assert {n for _, n in planned(out)} == {norm}
+
+
+RIVAL = """
+from harness.plugin import AttackSpec, DatasetSpec, ModelSpec, hookimpl
+
+@hookimpl
+def harness_attacks():
+    for name in ("pgd", "fgsm"):
+        yield AttackSpec(name, "not_there:Nothing", norms=("Linf",))
+
+@hookimpl
+def harness_models():
+    for name in ("linear", "mlp", "standard"):
+        yield ModelSpec(name, "not_there:Nothing")
+
+@hookimpl
+def harness_datasets():
+    yield DatasetSpec("digits", "not_there:Nothing")
+"""
+
+
+def test_no_plugin_can_take_a_name_of_the_quick_board_over(call, plugin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = call("plan", "--json")[1]
+    plugin(RIVAL)
+    code, out, err = call("plan", "--json")
+    assert code == 0, err
+    assert out == before
+    code, _, err = call("plan", "--attack", "pgd:steps=3")
+    assert code == 2
+    assert "write acme/pgd or robustness-harness/pgd" in err
+    same = ["--model", "mlp:epochs=60", "--attack", "fgsm", "--dataset", "digits"]
+    code, out, _ = call("plan", "--json", *same)
+    assert code == 0
+    assert all(line in before.splitlines() for line in out.splitlines())
+
+
+def test_workers_take_the_built_ins_too(plugin, tmp_path):
+    plugin(RIVAL)
+    done = harness(
+        "run", "--model", "linear", "--attack", "fgsm", "--norm", "Linf", "--limit", 20,
+        "--jobs", 1, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "robustness-harness/" not in done.stdout
+
+
+def test_flags_do_not_change_the_core_that_ranks_are_by(board, call):
+    folder = board(board_text(["tiny"], ["ascend", "wander"], core=["wander", "ascend"]))
+    for flags, ranked in ((["ascend", "wander"], True), (["wander"], False)):
+        asked = [word for name in flags for word in ("--attack", name)]
+        code, out, _ = call("run", folder, "--jobs", 1, *asked)
+        assert code == 0
+        assert ("lacks ascend" not in out) == ranked
+
+
+LOUD = """
+import sys
+from dataclasses import dataclass
+
+from harness.plugin import DatasetSpec, hookimpl
+
+@hookimpl
+def harness_datasets():
+    for name in ("Raises", "Exits", "Nothing", "Prints"):
+        yield DatasetSpec(name.lower(), f"acme_plugin:{name}")
+
+@dataclass(frozen=True)
+class Raises:
+    def load(self, files):
+        raise KeyError("no\\nsuch key")
+
+@dataclass(frozen=True)
+class Exits:
+    def load(self, files):
+        sys.exit("bye")
+
+@dataclass(frozen=True)
+class Nothing:
+    def load(self, files):
+        return 3
+
+@dataclass(frozen=True)
+class Prints:
+    def __post_init__(self):
+        print("made")
+
+    def load(self, files):
+        from testkit_parts import Blobs
+        print("loading")
+        return Blobs().load(files)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("raises", "KeyError"), ("exits", "bye"), ("nothing", "3, not harness.data.Splits")],
+)
+def test_a_data_set_that_breaks_is_named_with_its_error(board, call, plugin, name, said):
+    plugin(LOUD)
+    code, out, err = call("plan", board(TEXT), "--dataset", name)
+    assert (code, out) == (1, "")
+    assert f"data set acme/{name}: " in err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_what_plugins_print_does_not_reach_stdout(board, call, plugin):
+    plugin(LOUD)
+    code, out, err = call("plan", board(TEXT), "--dataset", "prints", "--json")
+    assert code == 0, err
+    assert all(json.loads(line) for line in out.splitlines())
+    assert "loading" in err
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_cells_print_does_not_reach_stdout(board, plugin, jobs):
+    plugin(
+        "from dataclasses import dataclass\n"
+        "from harness.plugin import AttackSpec, hookimpl\n"
+        "@hookimpl\n"
+        "def harness_attacks():\n"
+        "    yield AttackSpec('talks', 'acme_plugin:Talks', norms=('Linf',), needs='labels')\n"
+        "@dataclass(frozen=True)\n"
+        "class Talks:\n"
+        "    def __call__(self, target, x, y, threat, rng):\n"
+        "        print('talking')\n"
+        "        return x\n"
+    )
+    done = harness(
+        "run", board(board_text(["tiny"], ["talks", "wander"])), "--json", "--jobs", jobs
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 3
+    assert "talking" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_exit_code_2(board, call, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    code, out, err = call("run", board(TEXT), "--jobs", 1, "--out", tmp_path / "file" / "x")
+    assert (code, out) == (2, "")
+    assert str(tmp_path / "file" / "x") in err
+    assert len(err.splitlines()) == 1
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
+    code, out, err = call("run", board(TEXT), "--jobs", 1)
+    assert (code, out) == (2, "")
+    assert "HARNESS_CACHE" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_timeout_in_line_is_refused_before_anything_is_written(board, call):
+    folder = board(TEXT)
+    code, _, err = call("run", folder, "--timeout", "3", "--executor", "inline")
+    assert code == 2
+    assert "--executor process" in err
+    assert [p.name for p in folder.iterdir()] == ["board.toml"]
+
+
+def test_a_plugin_whose_class_is_wrong_is_exit_code_4(board, call, plugin):
+    plugin(
+        "from dataclasses import dataclass\n"
+        "from harness.plugin import AttackSpec, hookimpl\n"
+        "@hookimpl\n"
+        "def harness_attacks():\n"
+        "    yield AttackSpec('clash', 'acme_plugin:Clash', norms=('Linf',))\n"
+        "    yield AttackSpec('thawed', 'acme_plugin:Thawed', norms=('Linf',))\n"
+        "@dataclass(frozen=True)\n"
+        "class Clash:\n"
+        "    restarts: int = 1\n"
+        "@dataclass\n"
+        "class Thawed:\n"
+        "    steps: int = 1\n"
+    )
+    for name, said in (("clash", "field 'restarts'"), ("thawed", "must be a frozen dataclass")):
+        code, _, err = call("plan", board(TEXT), "--attack", name)
+        assert code == 4
+        assert said in err

@@ -24,7 +24,7 @@ BOARD = """
 name = "mixed"
 dataset = "digits"
 limit = 40
-models = ["bit-depth:steps=60", "linear:epochs=2"]
+models = ["bit-depth:inner=(linear:epochs=2)", "linear:epochs=2"]
 attacks = ["random-corners", "fgsm", "fgsm:gradient=bpda"]
 core = ["random-corners"]
 [[threat]]
@@ -46,10 +46,10 @@ def test_the_good_one_runs_on_a_board_beside_the_built_ins(tmp_path):
     for line in harness("plan", str(tmp_path), "--json").stdout.splitlines():
         cell = json.loads(line)
         states[cell["model"], cell["attack"]] = (cell["state"], cell["reason"])
-    assert states["bit-depth:steps=60", "random-corners"][0] == "cached"
+    assert states["bit-depth:inner=(linear:epochs=2)", "random-corners"][0] == "cached"
     assert states["linear:epochs=2", "random-corners"][0] == "cached"
-    assert states["bit-depth:steps=60", "fgsm:gradient=bpda"][0] == "cached"
-    state, reason = states["bit-depth:steps=60", "fgsm"]
+    assert states["bit-depth:inner=(linear:epochs=2)", "fgsm:gradient=bpda"][0] == "cached"
+    state, reason = states["bit-depth:inner=(linear:epochs=2)", "fgsm"]
     assert (state, "gradient=bpda" in reason) == ("incompatible", True)
 
 

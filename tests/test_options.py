@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from harness.errors import BrokenPlugin, PluginError, UnknownName, UsageError
+from harness.compatibility import check_options, incompatible
+from harness.errors import BrokenPlugin, UnknownName, UsageError
 from harness.options import (
     AttackOptions,
     ModelOptions,
@@ -151,6 +152,11 @@ class Mutable:
     sizes: list[int] = field(default_factory=lambda: [3, 4])
 
 
+@dataclass
+class Thawed:
+    steps: int = 1
+
+
 NotADataclass = dict
 
 
@@ -168,10 +174,12 @@ class Home:
         yield attack("pgd", PGD, version=3)
         yield attack("once", MLP, deterministic=True)
         yield attack("transfer", Transfer)
+        yield AttackSpec("fog", f"{__name__}:MLP", norms=("corruption",), needs="labels")
+        yield attack("blind", MLP, needs="labels")
         yield attack("learn", MLP, prepares=True, seed_points=150)
         yield attack("ring", Ring)
         yield attack("gnir", Gnir)
-        for factory in (Clash, BadDefault, BadType, BadHint, Raises, Mutable):
+        for factory in (Clash, BadDefault, BadType, BadHint, Raises, Mutable, Thawed):
             yield attack(factory.__name__.lower(), factory)
         yield AttackSpec("gone", "not_there.at_all:X", norms=("L2",))
         yield AttackSpec("lost", f"{__name__}:Lost", norms=("L2",))
@@ -185,6 +193,7 @@ class Home:
         yield model("loop", short_for="pool")
         yield model("pool", short_for="loop")
         yield model("at", AT)
+        yield model("closed", offers="labels")
         yield model("checkpoint", Checkpoint)
 
 
@@ -391,6 +400,17 @@ def test_a_default_reference_is_the_distributions_own():
     assert resolved("at:inner=rival/pgd", BOTH).component.inner.resolved.entry.dist == "rival"
 
 
+def test_what_it_selects_is_looked_up_alike_where_names_are_shared():
+    """A worker looks up what the driver found, also where another plugin has the short name."""
+    got = resolve(parse_selection("home/mlp", ""), BOTH.model("home/mlp"), ModelOptions, BOTH, "")
+    assert str(got.selection) == "home/standard:arch=mlp"
+    assert got.label == "mlp"
+    again = resolve(got.selection, BOTH.model(got.selection.name), ModelOptions, BOTH, "")
+    assert again.identity == got.identity
+    inner = resolved("transfer:attack=home/pgd", BOTH).refs[0].resolved
+    assert (inner.selection.name, inner.label) == ("home/pgd", "home/pgd")
+
+
 def test_a_circle_of_references_is_a_usage_error():
     with pytest.raises(UsageError, match=r"circle: home/ring → home/gnir:steps=1 → home/ring$"):
         resolved("ring")
@@ -445,7 +465,7 @@ def test_short_names_have_the_identity_of_what_they_are_short_for():
     assert short.identity == full.identity
     assert (short.entry.full, str(short.selection)) == (
         "home/standard",
-        "standard:arch=mlp,epochs=3",
+        "home/standard:arch=mlp,epochs=3",
     )
     assert (short.label, full.label) == ("mlp:epochs=3", "standard:arch=mlp,epochs=3")
     assert identity("mlp:arch=linear") == identity("standard:arch=linear")
@@ -524,10 +544,11 @@ def test_a_label_means_what_the_table_does(options):
         ("badhint", r"BadHint: its types cannot be read: name 'NotImported'"),
         ("raises", r"Raises\(…\) raised TypeError\('oh'\)"),
         ("plain", "NotADataclass is not a dataclass"),
+        ("thawed", "must be a frozen dataclass: state would leak from one eps to the next"),
     ],
 )
 def test_a_plugin_that_breaks_the_contract_is_named(name, said):
-    with pytest.raises(PluginError, match=said):
+    with pytest.raises(BrokenPlugin, match=said):
         resolved(name)
 
 
@@ -539,6 +560,30 @@ def test_a_factory_that_does_not_load_is_a_broken_plugin(name, said):
         load_factory(HOME.attack(name))
     with pytest.raises(BrokenPlugin):
         resolved(f"transfer:attack={name}")
+
+
+# --- what fits what ----------------------------------------------------------------------
+
+
+def test_restarts_of_a_corruption_are_refused():
+    check_options(resolved("fog"), "--attack")
+    with pytest.raises(UsageError, match=r"^--attack: fog is a corruption.* `draws`"):
+        check_options(resolved("fog:restarts=2"), "--attack")
+
+
+def test_what_an_attack_is_made_on_must_offer_what_the_attack_inside_needs():
+    victim = HOME.model("standard").spec
+
+    def why(raw):
+        got = resolved(raw)
+        return incompatible(victim, got.entry.spec, got.given, "Linf", got.refs)
+
+    assert why("transfer:attack=pgd") == ""
+    assert why("transfer:attack=blind,source=closed") == ""
+    assert why("transfer:attack=pgd,source=closed") == (
+        "pgd needs gradients, and closed, which transfer makes its images on, offers labels"
+    )
+    assert "blind" not in why("transfer:attack=(transfer:attack=blind),source=closed")
 
 
 # --- harness show ----------------------------------------------------------------------------

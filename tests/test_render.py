@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from handmade import Handmade, threat
+from handmade import LETTERS, Handmade, threat
 from rich.console import Console
 
 from harness.leaderboard import aggregate
@@ -184,6 +184,33 @@ def test_on_a_terminal_markup_is_not_obeyed():
 def test_the_terminal_is_standard_output_unless_told(capsys):
     terminal.render(leaderboard(small()))
     assert "Robust (core)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("terminal_too", [False, True])
+def test_letters_that_a_stream_cannot_hold_are_replaced(encoding, terminal_too):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    board = leaderboard(small(models=("A", "Bé–"), title="Ωmega"))
+    terminal.render(board, Console(file=stream, force_terminal=terminal_too, width=200))
+    stream.flush()
+    text = raw.getvalue().decode(encoding)
+    assert "?mega: Linf, ? = 0.2" in text
+    assert ("B??" if encoding == "ascii" else "Bé?") in text
+    assert "unranked: lacks square: timeout" in text
+
+
+def test_invalid_images_are_noted_everywhere_and_explained():
+    board = small()
+    outcome = next(r for r in board.records.values() if r.kind == "attack").arrays["outcome"]
+    outcome[0, 1] = LETTERS["x"]
+    flag = "pgd: 1 of 3 images invalid at the reference"
+    reason = "unranked: invalid images of samples left robust: pgd 1"
+    text = page(board)
+    assert f"| {reason}; {flag} |" in text
+    assert "* *images invalid at the reference*: of the attack's images" in text
+    assert f"{reason}; {flag}" in printed(leaderboard(board))
+    assert reason.split(": ", 1)[1] in csv.render(leaderboard(board))
 
 
 def costly(seconds: float):

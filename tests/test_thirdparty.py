@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 
 from harness.api import Info, Run, StreamRng, Target, Threat, TrainingSet
 from harness.target import Ledger, Source
+from harness_plugins.architectures import Linear
+from harness_plugins.defenses.standard import Standard
 
 GOOD = Path(__file__).parent / "thirdparty" / "good"
 INFO = Info(shape=(1, 8, 8), classes=10, train=1500)
@@ -33,12 +35,12 @@ def example(monkeypatch):
 
 def test_the_defense_learns_and_its_state_fits_what_build_gives(example, digits):
     _, defense = example
-    recipe = defense.BitDepth()
+    recipe = defense.BitDepth(Standard(arch=Linear(), epochs=20, lr=0.01))
     done = []
     run = Run(0, torch.device("cpu"), lambda *progress: done.append(progress))
     torch.manual_seed(0)
     net = recipe.fit(TrainingSet(INFO, digits.x[:1500], digits.y[:1500]), run)
-    assert done[-1] == (200, 200)
+    assert done[-1] == (300, 300)  # 20 epochs of 15 batches
 
     again = recipe.build(INFO)
     again.load_state_dict(net.state_dict())
@@ -49,7 +51,7 @@ def test_the_defense_learns_and_its_state_fits_what_build_gives(example, digits)
 
 def test_the_defense_rounds_to_eight_levels_and_its_surrogate_does_not(example):
     _, defense = example
-    net = defense.BitDepth().build(INFO)
+    net = defense.BitDepth(Standard(arch=Linear())).build(INFO)
     levels = torch.randint(8, (4, 1, 8, 8)) / 7
     off = (levels + 0.4 / 7).clamp(0, 1).requires_grad_()
     torch.testing.assert_close(net(off), net.surrogate()(levels))

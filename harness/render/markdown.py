@@ -9,22 +9,24 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from harness.leaderboard import NO_GRADIENT, OUTDONE, RELABELLED, Leaderboard
+from harness.leaderboard import INVALID, NO_GRADIENT, OUTDONE, RELABELLED, Leaderboard
 from harness.render import grids
 from harness.render.grids import Grid
 from harness.render.text import plain
 from harness.standings import CorruptionTable, Table
 
 FLAGS = {
-    OUTDONE: "an attack that sees less of the model leaves less robust accuracy than all gradient "
+    OUTDONE: "an attack that sees less of the model leaves less robust accuracy than all white-box "
     "attacks together, by more than 0.2 points and two samples: the gradients mislead, and the "
     "robust accuracy is likely too high",
-    NO_GRADIENT: "no attack with gradients, exact or through a surrogate, has a result on the "
-    "model: its robust accuracy rests on attacks that see less",
+    NO_GRADIENT: "no attack with gradients, exact or through a surrogate, or with the model's own "
+    "parts has a result on the model: its robust accuracy rests on attacks that see less",
+    INVALID: "of the attack's images, those that left the ball or the box or were not finite, and "
+    "whose sample it broke with no other image: they count as robust, and nothing is known of them",
     RELABELLED: "the attack's cell and the fit's do not agree on some clean images, as with a "
     "randomised model or on another device; a sample that either got wrong counts as wrong",
     "depend on the batch": "an image's label changes with the other images of its batch; such a "
-    "sample counts as not robust",
+    "sample is robust at no ε",
     "changed between two calls": "the model gave one image two labels; a sample that it got wrong "
     "once counts as wrong",
     "corrupted images were invalid": "not finite, or outside [0, 1]; they count as the clean image",
@@ -36,7 +38,7 @@ COLUMNS = """\
 * **Forward**, **Backward**: queries per attacked sample at the reference ε; **To success**: forward
   queries per sample that it succeeded on there; **Preparation**: queries spent before that.
 * **Invalid**: returned images that left the ball or the box or were not finite: never a success.
-  **Unstable**: images whose label would not settle: no success, and not robust either.
+  **Unstable**: images whose label would not settle: no success, and the sample is robust at no ε.
 * **Adds**: points by which robust accuracy at the reference ε would rise without the attack.
   **Optimality**: the share, in %, that it has in what all attacks together saved in distance."""
 
@@ -98,7 +100,8 @@ def _opening(board: Leaderboard) -> Iterator[str]:
 * **Rank** is by the worst case over the core attacks (marked *) at the reference ε: 1 + the number
   of models that are significantly better (5 %, paired tests on the same samples, Holm's
   correction), so models that cannot be told apart share a rank. A model that lacks a result of a
-  core attack is shown and not ranked, and its number is of the attacks that it has.
+  core attack is shown and not ranked, and its number is of the attacks that it has. Nor is one
+  ranked for which a core attack returned invalid images of samples that survived the core.
 * **8-bit** is the same for adversarial images rounded to k/255 inside the ball; – where the data
   is not on that grid."""
 

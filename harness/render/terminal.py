@@ -1,11 +1,13 @@
 """The leaderboards on a terminal: tables drawn by rich, or plain columns where it is no terminal.
 
-Plain columns are never folded or cut: they are for files and for other programs.
+Plain columns are never folded or cut: they are for files and for other programs. Letters that the
+stream's encoding cannot hold are written as '?'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -23,9 +25,9 @@ def render(board: Leaderboard, console: Console | None = None) -> None:
     console = console or Console()
     for title, grid in _sections(board):
         if console.is_terminal:
-            console.print(Text(title), _drawn(grid))
+            console.print(Text(_held(title, console)), _drawn(grid, console))
         else:
-            console.file.write(f"{title}\n\n{columns(grid)}\n")
+            console.file.write(_held(f"{title}\n\n{columns(grid)}\n", console))
 
 
 def _sections(board: Leaderboard) -> Iterator[tuple[str, Grid]]:
@@ -50,10 +52,16 @@ def _sections(board: Leaderboard) -> Iterator[tuple[str, Grid]]:
         yield "Files among the records that were left out", grids.problems(board)
 
 
-def _drawn(grid: Grid) -> RichTable:
+def _drawn(grid: Grid, console: Console) -> RichTable:
     table = RichTable()
     for name, align in zip(grid.header, grid.align, strict=True):
-        table.add_column(Text(name), justify="right" if align == "r" else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if align == "r" else "left"
+        table.add_column(Text(_held(name, console)), justify=side, overflow="fold")
     for row in grid.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(_held(cell, console)) for cell in row))
     return table
+
+
+def _held(text: str, console: Console) -> str:
+    """The text as far as the encoding of the console's stream can hold it."""
+    return text.encode(console.encoding, "replace").decode(console.encoding)

@@ -10,7 +10,7 @@ def harness_models() -> Iterator[ModelSpec]:
     yield ModelSpec(
         "bit-depth",
         "harness_example.defense:BitDepth",
-        summary="pixels rounded to eight levels, then a linear classifier",
+        summary="pixels rounded to eight levels, then another model",
         paper="arXiv:1704.01155",
         offers="scores",
         surrogate=True,

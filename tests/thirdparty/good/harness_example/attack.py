@@ -12,16 +12,12 @@ from harness.api import Rng, Target, Threat
 
 @dataclass(frozen=True)
 class RandomCorners:
-    """Keeps the first corner that is misclassified. Asks for labels alone: any model will do.
-
-    tries: corners per image, one query each
-    """
+    """tries: corners per image, one query each; the first that is misclassified is kept"""
 
     tries: Annotated[int, Ge(1)] = 20
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
-        x_adv = x.clone()
-        left = torch.arange(len(x), device=x.device)  # rows of images that no corner has fooled
+        x_adv, left = x.clone(), torch.arange(len(x), device=x.device)  # left: rows not yet fooled
         for _ in range(self.tries):
             signs = 2 * rng.at(left).integers(2, *x.shape[1:]) - 1
             corner = threat.project(x[left] + threat.eps * signs, x[left])
