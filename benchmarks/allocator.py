@@ -63,7 +63,7 @@ def main() -> None:
         for batch in BATCHES
         for kind, settings in (("as it comes", {}), ("keeping", KEEPING))
     }
-    runs = {case: [] for case in cases}
+    runs: dict[tuple[str, int], list[tuple[float, float, int]]] = {case: [] for case in cases}
     for _ in range(REPETITIONS):
         for (kind, batch), settings in cases.items():
             runs[kind, batch].append(in_child(batch, settings))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -23,6 +23,7 @@ from common import machine, table
 
 from harness.board import Board, Choice
 from harness.leaderboard import aggregate
+from harness.manifest import ThreatRow
 from harness.outcome import Outcome
 from harness.plan import Cell, Plan, state
 from harness.provenance import provenance
@@ -77,9 +78,9 @@ def write(plan: Plan, store: Store) -> None:
 
 def _record(cell: Cell, y: np.ndarray, clean: np.ndarray, rng: np.random.Generator) -> Record:
     arrays = {"ids": np.arange(SAMPLES), "y": y, "clean": clean}
-    facts = {"flags": []}
-    if cell.kind == "attack":
-        arrays |= _columns(cell, y, clean, rng)
+    facts: dict[str, Any] = {"flags": []}
+    if cell.threat is not None:
+        arrays |= _columns(cell.threat, y, clean, rng)
         facts |= {"access": "gradients", "kind": "fixed-budget", "batch_dependent": 0}
     return Record(
         key=cell.key,
@@ -95,9 +96,9 @@ def _record(cell: Cell, y: np.ndarray, clean: np.ndarray, rng: np.random.Generat
 
 
 def _columns(
-    cell: Cell, y: np.ndarray, clean: np.ndarray, rng: np.random.Generator
+    threat: ThreatRow, y: np.ndarray, clean: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    eps = np.array([e.value for e in cell.threat.eps])
+    eps = np.array([e.value for e in threat.eps])
     shape = (SAMPLES, len(eps))
     fooled = rng.random(SAMPLES)[:, None] < np.linspace(0.2, 0.9, len(eps))
     outcome = np.where(fooled, Outcome.ADVERSARIAL, Outcome.ROBUST).astype(np.uint8)

@@ -124,9 +124,23 @@ def parse_board(raw: bytes, where: str, home: str = "") -> Board:
         sha256=hashlib.sha256(raw).hexdigest(),
     )
     reader.finish()
-    board = checked(board, where)
+    board = checked(limited(board, where), where)
     _check_core(board, where)
     return board
+
+
+def limited(board: Board, where: str) -> Board:
+    """`dataset = "mnist:limit=500"` as the board's limit, for it is no option of the data set:
+    which images are evaluated must not change what is trained."""
+    options = dict(board.dataset.options)
+    if "limit" not in options:
+        return board
+    text = str(options.pop("limit"))
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{where}: dataset: limit: expected an integer from 1, got {text!r}")
+    return replace(
+        board, dataset=replace(board.dataset, options=tuple(options.items())), limit=int(text)
+    )
 
 
 def _check_core(board: Board, where: str) -> None:

@@ -22,6 +22,7 @@ from harness.board import (
     draws_of,
     epsilons,
     grid_checked,
+    limited,
     parse_board,
     read_board,
 )
@@ -166,8 +167,10 @@ def changed(board: Board, changes: Changes) -> Board:
         attacks = _choices(board, board.attacks, changes.attacks, "--attack")
         new = replace(new, attacks=attacks)
     if changes.dataset:
-        dataset = parse_selection(changes.dataset, "--dataset")
-        new = replace(new, dataset=dataset, home=board.home if dataset == board.dataset else "")
+        new = limited(
+            replace(new, dataset=parse_selection(changes.dataset, "--dataset")), "--dataset"
+        )
+        new = replace(new, home=board.home if new.dataset == board.dataset else "")
     if changes.norms:
         new = replace(new, threats=_norms(board.threats, changes))
     elif changes.eps:

@@ -71,6 +71,14 @@ def test_what_is_wrong_is_named(old, new, message):
     assert "\n" not in str(error.value).replace("[[threat", "")
 
 
+def test_a_data_sets_limit_is_the_boards(tmp_path):
+    board = read(GOOD.replace("digits:classes=0-1", "digits:classes=0-1,limit=50"))
+    assert (str(board.dataset), board.limit) == ("digits:classes=0-1", 50)
+    assert changed(board, Changes(dataset="digits:limit=7")).limit == 7
+    with pytest.raises(UsageError, match="dataset: limit: expected an integer from 1, got '0'"):
+        read(GOOD.replace("digits:classes=0-1", "digits:limit=0"))
+
+
 def test_decimal_that_is_nearly_a_fraction_is_hinted_at():
     assert "8/255" in read(GOOD.replace('"8/255"', "0.031")).hints[0]
     assert read(GOOD).hints == ()
