@@ -120,17 +120,18 @@ def _columns(
 
 @dataclass
 class Stopwatch:
-    """Collects rows of (what, seconds, target), each the median of several runs."""
+    """Collects rows of (what, wall seconds, CPU seconds, target), medians of several runs."""
 
-    rows: list[tuple[str, float, str]]
+    rows: list[tuple[str, float, float, str]]
 
     def time(self, what: str, target: str, run: Callable[[], Result]) -> Result:
-        seconds = []
+        wall, cpu = [], []
         for _ in range(REPETITIONS):
-            begun = time.perf_counter()
+            begun = time.perf_counter(), time.process_time()
             result = run()
-            seconds.append(time.perf_counter() - begun)
-        self.rows.append((what, median(seconds), target))
+            wall.append(time.perf_counter() - begun[0])
+            cpu.append(time.process_time() - begun[1])
+        self.rows.append((what, median(wall), median(cpu), target))
         return result
 
 
@@ -166,7 +167,8 @@ def main() -> None:
     for models, seeds in SHAPES:
         measure(models, seeds, catalogue, watch)
     print(f"{machine()}\n")
-    print(table(("what", "wall seconds, median", "target"), watch.rows))
+    print(f"Seconds, medians of {REPETITIONS}.\n")
+    print(table(("what", "wall, median", "CPU, median", "target"), watch.rows))
 
 
 if __name__ == "__main__":

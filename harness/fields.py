@@ -226,10 +226,16 @@ def _bounds(schema: Any) -> Iterator[str]:
         for inner in schema:
             yield from _bounds(inner)
     elif isinstance(schema, dict):
-        yield from (text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema)
+        found = ((text, schema[key]) for key, text in _BOUNDS.items() if key in schema)
+        yield from (text.format(_plain(bound)) for text, bound in found)
         for key, value in schema.items():
             if key not in _BOUNDS:
                 yield from _bounds(value)
+
+
+def _plain(bound: Any) -> Any:
+    """9.0 as 9: pydantic's versions write a bound in either way."""
+    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
 
 
 def _shown(value: Any, marker: Marker | None = None) -> str:
