@@ -27,7 +27,7 @@ from harness.registry import Catalogue, discover
 from harness.selection import parse_selection
 from harness.verify import Samples
 
-CHUNK_VALUES = 160_000  # input values of a batch on a CPU: the fastest batches fit its caches
+CHUNK_VALUES = 80_000  # input values of a batch on a CPU: the fastest batches fit its caches
 MOST_ROWS = 512
 
 
