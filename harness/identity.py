@@ -34,22 +34,48 @@ def plain(value: Any, where: str = "identity") -> Any:
     Raises PluginError, naming the place below `where`, on what JSON would refuse or would change
     in silence: other types, keys that are not text, NaN and infinities.
     """
+    try:
+        return _plain(value)
+    except _Refused as refused:
+        raise PluginError(f"{where}{''.join(reversed(refused.path))} {refused}") from None
+
+
+class _Refused(Exception):
+    """Why a value is not plain. Its place is gathered on the way out: it is asked for rarely, and
+    ten thousand identities are read at a time."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.path: list[str] = []
+
+
+def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
         if math.isfinite(value):
             return value
-        raise PluginError(f"{where} is {float(value)}, which JSON cannot hold; write it as text")
+        raise _Refused(f"is {float(value)}, which JSON cannot hold; write it as text")
     if isinstance(value, Mapping):
-        return {_name(key, where): plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {_name(key): _inner(item, key) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    raise PluginError(
-        f"{where} is a {type(value).__name__}, not one of text, int, float, bool, None, list, dict"
+        return [_inner(item, i) for i, item in enumerate(value)]
+    raise _Refused(
+        f"is a {type(value).__name__}, not one of text, int, float, bool, None, list, dict"
     )
 
 
-def _name(key: Any, where: str) -> str:
+def _inner(value: Any, place: str | int) -> Any:
+    if value is None or isinstance(value, str | int):
+        return value
+    try:
+        return _plain(value)
+    except _Refused as refused:
+        refused.path.append(f".{place}" if isinstance(place, str) else f"[{place}]")
+        raise
+
+
+def _name(key: Any) -> str:
     if isinstance(key, str):
         return key
-    raise PluginError(f"{where} has the key {key!r}, a {type(key).__name__}; keys must be text")
+    raise _Refused(f"has the key {key!r}, a {type(key).__name__}; keys must be text")

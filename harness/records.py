@@ -15,11 +15,14 @@ and folders are merged by copying. Reading believes nothing and repairs nothing.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +105,19 @@ class Problem:
     reason: str
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """The collector of cycles paused. Records have none, and going through ever more of them took
+    a third of the time of reading ten thousand."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
+
+
 class Store:
     """The records in one folder, which is made when the first is written."""
 
@@ -139,6 +155,10 @@ class Store:
 
     def scan(self) -> tuple[dict[str, Record], tuple[Problem, ...]]:
         """Every record by key, and every file that is none, both in the order of names."""
+        with _uncollected():
+            return self._scan()
+
+    def _scan(self) -> tuple[dict[str, Record], tuple[Problem, ...]]:
         records: dict[str, Record] = {}
         problems: list[Problem] = []
         for path in self._files():
@@ -189,7 +209,11 @@ class Store:
 
     def _files(self) -> Iterator[Path]:
         if self.folder.is_dir():
-            yield from (p for p in sorted(self.folder.iterdir()) if p.suffix != ".tmp")
+            yield from (
+                p
+                for p in sorted(self.folder.iterdir(), key=attrgetter("name"))
+                if p.suffix != ".tmp"
+            )
 
     def _named_by(self, key: str) -> set[Path]:
         """The files that the stored JSON names; none, where it names none that can be read."""
