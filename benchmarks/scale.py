@@ -34,8 +34,8 @@ from harness.selection import parse_selection
 from harness.session import locate, plan_board
 
 ATTACKS, NORMS, SAMPLES = 20, ("Linf", "L2"), 100
-SHAPES = ((50, 5), (250, 1))  # models, seeds: each 250 fits and 10,000 attack cells
-REPETITIONS = 5
+SHAPES = ((50, 5),)  # models, seeds: 250 fits and 10,000 attack cells
+REPETITIONS = 3
 PLAN_TARGET, READ_TARGET = 2.0, 5.0
 Result = TypeVar("Result")
 
