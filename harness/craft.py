@@ -87,8 +87,8 @@ class Assault:
         def one_batch(part: Samples) -> Made:
             target = self._target(part, threat, source)
             target = replace(target, ledger=Ledger(len(part.x)), closest=None)
-            if turn.substitute is not None:
-                target = replace(target, level="gradients")
+            if turn.substitute is not None:  # fooling it ends nothing: it is not judged
+                target = replace(target, level="gradients", judged=False)
             y = self._labels(target, part)
             x_adv = turn.attack(target, part.x.clone(), y, threat, self._rng(part, 0))
             return x_adv, target.ledger if turn.substitute is None else Ledger(len(part.x))

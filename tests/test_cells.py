@@ -323,6 +323,22 @@ def test_rounds_draw_from_seeded_globals_and_judging_is_under_no_budget(tmp_path
     assert direct.arrays["forward"].any()
 
 
+@pytest.mark.parametrize(
+    ("model", "attack", "leaves"),
+    [
+        ("tiny", "unjudged", True),
+        ("noisy", "unjudged", False),
+        ("stepped", "unjudged:gradient=bpda", False),
+        ("tiny", "substitute:attack=unjudged", False),
+        ("tiny", "borrowed:attack=unjudged", False),
+    ],
+)
+def test_samples_leave_only_where_the_model_crafted_on_is_judged(tmp_path, model, attack, leaves):
+    record = run(board_text([model], [attack]), tmp_path).of(model, attack)
+    assert ("this target is judged" in record.reason) == leaves
+    assert record.status == ("failed" if leaves else "ok")
+
+
 def test_more_restarts_never_lengthen_a_minimum_norm_distance(tmp_path):
     """`stumbles` gives x itself at first, then points at random distances."""
     labels = [f"stumbles:restarts={n}" for n in (2, 3, 5)]

@@ -66,3 +66,4 @@ def harness_attacks():
     yield AttackSpec(
         "stumbles", "testkit_parts:Stumbles", norms=("L2",), needs="labels", kind="minimum-norm"
     )
+    yield AttackSpec("unjudged", "testkit_parts:Unjudged", norms=ALL)

@@ -444,3 +444,13 @@ class Stumbles:
         target.labels(x)
         step = rng.uniform(1, 1, 1)
         return x if float(step[0]) < 0.4 else (x + (step - 0.5)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Unjudged:
+    """Refuses to work where fooled samples may leave."""
+
+    def __call__(self, target, x, y, threat, rng):
+        if target.judged:
+            raise RuntimeError("this target is judged")
+        return threat.random_start(x, rng)
