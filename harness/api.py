@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.best import Best
 from harness.data import Info, TrainingSet
 from harness.losses import LOSSES, Loss, cross_entropy, dlr, margin
 from harness.rng import Rng, StreamRng
@@ -30,6 +31,7 @@ __all__ = [
     "LOSSES",
     "Active",
     "Attack",
+    "Best",
     "Info",
     "Loss",
     "Model",

@@ -19,6 +19,11 @@ from torch import Tensor
 class Rng(Protocol):
     """Draws for n samples; every draw is (n, *shape)."""
 
+    @property
+    def restart(self) -> int:
+        """Which of its independent runs an attack is making: 0 is the first, or the only one."""
+        ...
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, float32."""
         ...
@@ -59,15 +64,17 @@ class SampleRng:
         device: torch.device,
         key: tuple[Any, ...] = (),
         ids: Sequence[int] = (),
+        restart: int = 0,
     ) -> None:
         self._generators = generators
         self._device = device
         self._key, self._ids = key, ids
+        self.restart = restart
 
     @classmethod
     def keyed(cls, *key: Any, ids: Sequence[int], restart: int, device: torch.device) -> SampleRng:
         seeds = (derive(*key, int(i), restart) for i in ids)
-        return cls([_generator(seed) for seed in seeds], device, key, ids)
+        return cls([_generator(seed) for seed in seeds], device, key, ids, restart)
 
     def restarted(self, restart: int) -> SampleRng:
         return SampleRng.keyed(*self._key, ids=self._ids, restart=restart, device=self._device)
@@ -86,7 +93,8 @@ class SampleRng:
     def at(self, rows: Tensor) -> SampleRng:
         positions = rows.tolist()
         ids = [self._ids[i] for i in positions]
-        return SampleRng([self._generators[i] for i in positions], self._device, self._key, ids)
+        chosen = [self._generators[i] for i in positions]
+        return SampleRng(chosen, self._device, self._key, ids, self.restart)
 
     def covering(self, n: int, padding: int) -> SampleRng:
         """The n samples' streams, and one of no sample for the rows that pad a batch."""
@@ -101,10 +109,13 @@ class SampleRng:
 class StreamRng:
     """One stream for a whole batch: for trainings, where samples come and go."""
 
-    def __init__(self, generator: torch.Generator, n: int, device: torch.device) -> None:
+    def __init__(
+        self, generator: torch.Generator, n: int, device: torch.device, restart: int = 0
+    ) -> None:
         self._generator = generator
         self._n = n
         self._device = device
+        self.restart = restart
 
     @classmethod
     def keyed(cls, *key: Any, n: int = 1, device: torch.device | None = None) -> StreamRng:
@@ -113,7 +124,7 @@ class StreamRng:
 
     def sized(self, n: int) -> StreamRng:
         """The same stream for a batch of n."""
-        return StreamRng(self._generator, n, self._device)
+        return StreamRng(self._generator, n, self._device, self.restart)
 
     def covering(self, n: int, padding: int) -> StreamRng:
         """The same stream for n samples and the rows that pad their batch."""
@@ -132,7 +143,8 @@ class StreamRng:
         return self.sized(len(rows))
 
     def restarted(self, restart: int) -> StreamRng:
-        return self  # what a stream draws next is fresh
+        """The same stream: what it draws next is fresh."""
+        return StreamRng(self._generator, self._n, self._device, restart)
 
     @property
     def state(self) -> Tensor:

@@ -10,7 +10,15 @@ from torch import nn
 
 from harness.api import Info
 from harness.errors import PluginError
-from harness_plugins.architectures import ARCHITECTURES, MLP, LeNet5, Linear, SmallConv
+from harness_plugins.architectures import (
+    ARCHITECTURES,
+    MLP,
+    AllConv,
+    LeNet5,
+    Linear,
+    Madry,
+    SmallConv,
+)
 
 MNIST = Info(shape=(1, 28, 28), classes=10, train=60000)
 DIGITS = Info(shape=(1, 8, 8), classes=10, train=1000)
@@ -35,13 +43,24 @@ def count(net: nn.Module) -> int:
         (LeNet5(), MNIST, (25 * 32 + 32) + (32 * 25 * 64 + 64) + (1024 * 512 + 512) + 5130),
         (LeNet5(), CIFAR, (75 * 32 + 32) + (32 * 25 * 64 + 64) + (1600 * 512 + 512) + 5130),
         (SmallConv(), DIGITS, (9 * 32 + 32) + (32 * 9 * 64 + 64) + (256 * 128 + 128) + 1290),
+        (Madry(), MNIST, (25 * 32 + 32) + (32 * 25 * 64 + 64) + (3136 * 1024 + 1024) + 10250),
+        (
+            AllConv(),
+            CIFAR,
+            (27 * 96 + 96)
+            + 9 * (96 * 96 + 96 * 192 + 3 * 192 * 192 + 192 * 192)
+            + (96 + 5 * 192)
+            + (4 * 192 * 384 + 384)
+            + (6144 * 1200 + 1200)
+            + 12010,
+        ),
     ],
 )
 def test_has_the_parameters_that_its_description_says(arch, info, parameters):
     assert count(arch.build(info)) == parameters
 
 
-@pytest.mark.parametrize("arch", [Linear(), MLP(), LeNet5(), SmallConv()])
+@pytest.mark.parametrize("arch", [architecture() for architecture in ARCHITECTURES.values()])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 16, 23)])
 def test_maps_images_to_one_score_per_class(arch, shape):
     net = arch.build(Info(shape=shape, classes=7, train=1))
@@ -60,12 +79,22 @@ def test_smallconv_says_from_which_size_it_works():
         SmallConv().build(Info((1, 8, 3), 2, 1))
 
 
+@pytest.mark.parametrize(("arch", "least"), [(Madry(), 4), (AllConv(), 8)])
+def test_says_from_which_size_it_works(arch, least):
+    shape = (1, least, least + 1)
+    assert arch.build(Info(shape, 2, 1))(torch.rand(1, *shape)).shape == (1, 2)
+    with pytest.raises(PluginError, match=f"{least}x{least} or larger, not {least}x{least - 1}"):
+        arch.build(Info((1, least, least - 1), 2, 1))
+
+
 @pytest.mark.parametrize(
     ("arch", "info", "before_each_dropout"),
     [
         (MLP(depth=3, activation="tanh"), DIGITS, ["tanh1", "tanh2", "tanh3"]),
         (LeNet5(), MNIST, ["pool2", "relu3"]),
         (SmallConv(), DIGITS, ["pool2", "relu3"]),
+        (Madry(), MNIST, ["pool2", "relu3"]),
+        (AllConv(), CIFAR, ["relu8", "relu9"]),
     ],
 )
 def test_dropout_stands_after_the_hidden_layers(arch, info, before_each_dropout):

@@ -140,11 +140,78 @@ class SmallConv:
         )
 
 
+@dataclass(frozen=True)
+class Madry:
+    """The network of Madry et al. (2018, arXiv:1706.06083) for MNIST, attacked ever since.
+
+    Two 5×5 convolutions that keep the size, 32 and 64 maps, each pooled 2×2, and 1024 units. 4×4
+    is the least. Dropout as in `lenet5`.
+    """
+
+    def build(self, info: Info, dropout: float = 0.0) -> nn.Module:
+        channels, height, width = info.shape
+        if min(height, width) < 4:
+            raise PluginError(
+                f"architecture madry needs images of 4x4 or larger, not {height}x{width}"
+            )
+        return _net(
+            ("conv1", nn.Conv2d(channels, 32, 5, padding=2)),
+            ("relu1", nn.ReLU()),
+            ("pool1", nn.MaxPool2d(2)),
+            ("conv2", nn.Conv2d(32, 64, 5, padding=2)),
+            ("relu2", nn.ReLU()),
+            ("pool2", nn.MaxPool2d(2)),
+            *_dropout(1, dropout),
+            ("flatten", nn.Flatten()),
+            ("fc1", nn.Linear(64 * (height // 4) * (width // 4), 1024)),
+            ("relu3", nn.ReLU()),
+            *_dropout(2, dropout),
+            ("fc2", nn.Linear(1024, info.classes)),
+        )
+
+
+@dataclass(frozen=True)
+class AllConv:
+    """The CIFAR-10 network of Croce and Hein's papers (2020, arXiv:1907.02044), without pooling.
+
+    Seven 3×3 convolutions, 96 96 192/2 192 192 192/2 192 maps (/2: stride 2), one of 2×2 with 384
+    maps and stride 2, and 1200 units. 8×8 is the least. Dropout before and after the 1200 units.
+    """
+
+    def build(self, info: Info, dropout: float = 0.0) -> nn.Module:
+        channels, height, width = info.shape
+        if min(height, width) < 8:
+            raise PluginError(
+                f"architecture allconv needs images of 8x8 or larger, not {height}x{width}"
+            )
+        layers: list[Layer] = []
+        for i, (maps, stride) in enumerate(
+            [(96, 1), (96, 1), (192, 2), (192, 1), (192, 1), (192, 2), (192, 1)], start=1
+        ):
+            convolution = nn.Conv2d(channels, maps, 3, stride, padding=1)
+            layers += [(f"conv{i}", convolution), (f"relu{i}", nn.ReLU())]
+            channels = maps
+        rows, columns = (((side + 1) // 2 + 1) // 2 // 2 for side in (height, width))
+        return _net(
+            *layers,
+            ("conv8", nn.Conv2d(channels, 384, 2, 2)),
+            ("relu8", nn.ReLU()),
+            *_dropout(1, dropout),
+            ("flatten", nn.Flatten()),
+            ("fc1", nn.Linear(384 * rows * columns, 1200)),
+            ("relu9", nn.ReLU()),
+            *_dropout(2, dropout),
+            ("fc2", nn.Linear(1200, info.classes)),
+        )
+
+
 ARCHITECTURES: Mapping[str, type] = {
     "linear": Linear,
     "mlp": MLP,
     "lenet5": LeNet5,
     "smallconv": SmallConv,
+    "madry": Madry,
+    "allconv": AllConv,
 }
 
 
