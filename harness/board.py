@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,8 +29,22 @@ from typing import Any
 
 from harness.budget import Epsilon, near_fraction, parse_epsilon, parse_norm
 from harness.errors import UsageError, did_you_mean
-from harness.manifest import ThreatRow
+from harness.manifest import Published, ThreatRow
 from harness.plugin import CORRUPTION, Selection
+from harness.published import published
+from harness.reader import (
+    Reader,
+    a_list,
+    a_table,
+    a_text,
+    boolean,
+    integer,
+    list_of,
+    one_of,
+    positive,
+    scalar,
+    selectable,
+)
 from harness.selection import parse_selection
 
 TARGETS = ("none", "random", "least", "next")
@@ -71,6 +85,7 @@ class Board:
     limit: int | None = None
     seeds: tuple[int, ...] = (0,)
     all_samples: bool = False
+    published: tuple[Published, ...] = ()
     home: str = ""
     sha256: str = ""
     hints: tuple[str, ...] = field(default=(), compare=False)
@@ -95,31 +110,41 @@ def parse_board(raw: bytes, where: str, home: str = "") -> Board:
         table = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{where}: not TOML: {error}") from error
-    reader = _Reader(table, where)
+    reader = Reader(table, where)
     choices = {
         kind: tuple(
             _choice(item, f"{where}: {kind}[{i}]", home)
-            for i, item in enumerate(reader.take(kind, _list, "a list"))
+            for i, item in enumerate(reader.take(kind, a_list, "a list"))
         )
         for kind in ("models", "attacks")
     }
     threats = tuple(
-        _threat(_table(t, f"{where}: threat[{i}]"))
-        for i, t in enumerate(reader.take("threat", _list, "one [[threat]] or more"))
+        _threat(a_table(t, f"{where}: threat[{i}]"))
+        for i, t in enumerate(reader.take("threat", a_list, "one [[threat]] or more"))
     )
     board = Board(
-        name=reader.take("name", _text, "a text"),
-        dataset=parse_selection(reader.take("dataset", _selectable, "a name"), f"{where}: dataset"),
+        name=reader.take("name", a_text, "a text"),
+        dataset=parse_selection(reader.take("dataset", selectable, "a name"), f"{where}: dataset"),
         models=choices["models"],
         attacks=choices["attacks"],
         threats=threats,
-        core=reader.take("core", _list_of(_text), "a list of attacks", ()),
-        version=reader.take("version", _positive, "an integer from 1", 1),
-        title=reader.take("title", _text, "a text", ""),
-        samples=reader.take("samples", _one_of(ORDERS), f"one of {ORDERS}", "stratified"),
-        limit=reader.take("limit", _positive, "an integer from 1", None),
-        seeds=reader.take("seeds", _list_of(_seed), "a list of integers", (0,)),
-        all_samples=reader.take("all_samples", _bool, "true or false", default=False),
+        core=reader.take("core", list_of(a_text), "a list of attacks", ()),
+        version=reader.take("version", positive, "an integer from 1", 1),
+        title=reader.take("title", a_text, "a text", ""),
+        samples=reader.take("samples", one_of(ORDERS), f"one of {ORDERS}", "stratified"),
+        limit=reader.take("limit", positive, "an integer from 1", None),
+        seeds=reader.take("seeds", list_of(integer), "a list of integers", (0,)),
+        all_samples=reader.take("all_samples", boolean, "true or false", default=False),
+        published=tuple(
+            figure
+            for i, block in enumerate(reader.take("published", a_list, "[[published]]", []))
+            for figure in published(
+                a_table(block, f"{where}: published[{i}]"),
+                threats,
+                [c.label for c in choices["models"]],
+                [c.label for c in choices["attacks"]],
+            )
+        ),
         home=home,
         sha256=hashlib.sha256(raw).hexdigest(),
     )
@@ -187,16 +212,16 @@ def _choice(item: Any, where: str, home: str) -> Choice:
     return Choice(selection, label, where)
 
 
-def _threat(reader: _Reader) -> ThreatRow:
+def _threat(reader: Reader) -> ThreatRow:
     where = reader.where
-    norm = parse_norm(reader.take("norm", _scalar, "Linf, L2, L1, L0 or corruption"), where)
-    texts = reader.take("eps", _list, "a list of budgets such as [0.1, '8/255']")
+    norm = parse_norm(reader.take("norm", scalar, "Linf, L2, L1, L0 or corruption"), where)
+    texts = reader.take("eps", a_list, "a list of budgets such as [0.1, '8/255']")
     grid = tuple(parse_epsilon(e, f"{where}: eps") for e in texts)
     reference = parse_epsilon(
-        reader.take("reference", _scalar, "a budget of the grid", texts[-1] if texts else None),
+        reader.take("reference", scalar, "a budget of the grid", texts[-1] if texts else None),
         f"{where}: reference",
     )
-    draws = reader.take("draws", _positive, "an integer from 1", None)
+    draws = reader.take("draws", positive, "an integer from 1", None)
     if draws is not None and norm != CORRUPTION:
         raise UsageError(f"{where}: draws: {draws} of {norm}; only corruptions are drawn")
     row = ThreatRow(
@@ -204,7 +229,7 @@ def _threat(reader: _Reader) -> ThreatRow:
         eps=grid,
         reference=reference,
         draws=draws or draws_of(norm),
-        target=reader.take("target", _one_of(TARGETS), f"one of {TARGETS}", "none"),
+        target=reader.take("target", one_of(TARGETS), f"one of {TARGETS}", "none"),
     )
     reader.finish()
     return grid_checked(row, where)
@@ -228,94 +253,6 @@ def grid_checked(row: ThreatRow, where: str) -> ThreatRow:
             f"{[e.text for e in row.eps]}"
         )
     return row
-
-
-class _Reader:
-    """Takes typed keys out of a TOML table, and says which key was wrong."""
-
-    def __init__(self, table: Mapping[str, Any], where: str) -> None:
-        self.table, self.where = dict(table), where
-        self.known: list[str] = []
-
-    def take(self, key: str, read: Callable[[Any], Any], expected: str, default: Any = ...) -> Any:
-        self.known.append(key)
-        if key not in self.table:
-            if default is ...:
-                raise UsageError(f"{self.where}: {key}: missing; expected {expected}")
-            return default
-        value = self.table.pop(key)
-        try:
-            return read(value)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{self.where}: {key}: expected {expected}, got {value!r}") from error
-
-    def finish(self) -> None:
-        for key in self.table:
-            raise UsageError(
-                f"{self.where}: unknown key {key!r}{did_you_mean(key, self.known)} "
-                f"(known: {', '.join(self.known)})"
-            )
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError
-    return value
-
-
-def _list_of(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    return lambda value: tuple(read(item) for item in _list(value))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise TypeError
-    return value
-
-
-def _bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _positive(value: Any) -> int:
-    if _seed(value) < 1:
-        raise ValueError
-    return int(value)
-
-
-def _seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError
-    return value
-
-
-def _scalar(value: Any) -> str | int | float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError
-    return value
-
-
-def _selectable(value: Any) -> Any:
-    if not isinstance(value, str | dict):
-        raise TypeError
-    return value
-
-
-def _table(value: Any, where: str) -> _Reader:
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: expected a table, got {value!r}")
-    return _Reader(value, where)
-
-
-def _one_of(known: tuple[str, ...]) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in known:
-            raise ValueError
-        return str(value)
-
-    return read
 
 
 def epsilons(texts: tuple[str, ...], where: str) -> tuple[Epsilon, ...]:

@@ -61,6 +61,25 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A figure that a paper prints for what the board measures (see `harness.published`).
+
+    attack:  a label of the board; '' where the measure needs none
+    measure: as `leaderboard.csv` calls it; eps: the budget's text, '' where it has none
+    note:    why the board's figure differs, where it does
+    """
+
+    source: str
+    norm: str
+    model: str
+    attack: str
+    measure: str
+    eps: str
+    value: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """See the module. `board_sha256` is of board.toml's bytes."""
 
@@ -76,6 +95,7 @@ class Manifest:
     attacks: tuple[Row, ...]
     entries: tuple[Entry, ...]
     board_sha256: str = ""
+    published: tuple[Published, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
@@ -103,5 +123,6 @@ class Manifest:
             "attacks": tuple(Row(**r) for r in raw.pop("attacks")),
             "entries": tuple(Entry(**e) for e in raw.pop("entries")),
             "seeds": tuple(raw.pop("seeds")),
+            "published": tuple(Published(**p) for p in raw.pop("published", [])),
         }
         return cls(**lists, **raw)

@@ -63,6 +63,7 @@ class Figures:
     accuracy:    of the returned images at each eps: the papers' figure, not monotonised
     success:     share of the correctly classified samples that it found an adversarial image for
     mean_distance, median_distance, rho: over those; rho is the mean of ‖r‖₂/‖x‖₂
+    rho_all:     the same over those and the misclassified samples, of which ‖r‖₂ is 0
     forward, backward: queries per attacked sample at the reference eps
     to_success:  forward queries per sample that it succeeded on there
     preparation: queries spent before the first sample was attacked
@@ -77,6 +78,7 @@ class Figures:
     mean_distance: float = NAN
     median_distance: float = NAN
     rho: float = NAN
+    rho_all: float = NAN
     forward: float = NAN
     backward: float = NAN
     to_success: float = NAN
@@ -127,16 +129,12 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
     outcome, distance, y = arrays["outcome"], arrays["distance"], arrays["y"]
     seen = arrays["clean"] == y
     right = correct & seen
-    success, mean, median, rho = _distortion(arrays, threat.norm, right)
     column = 0 if once else reference_column(threat)
     forward, backward, to_success = _queries(arrays, column, right)
     invalid = _invalid(outcome)
     figures = Figures(
         accuracy=_accuracy_once(arrays, threat) if once else _accuracy(arrays),
-        success=success,
-        mean_distance=mean,
-        median_distance=median,
-        rho=rho,
+        **_distortion(arrays, threat.norm, right),
         forward=forward,
         backward=backward,
         to_success=to_success,
@@ -206,23 +204,28 @@ def _accuracy_once(arrays: Arrays, threat: ThreatRow) -> tuple[float, ...]:
     return tuple(float((label == y).mean()) for label in labels)
 
 
-def _distortion(arrays: Arrays, norm: str, right: Bools) -> tuple[float, float, float, float]:
-    """Success rate, mean and median distance and ρ over the correct samples that were fooled."""
+def _distortion(arrays: Arrays, norm: str, right: Bools) -> dict[str, float]:
+    """Success rate, and the distances and ρ of the correct samples that were fooled."""
     outcome, distance = arrays["outcome"], arrays["distance"]
     size = np.where(outcome == Outcome.ADVERSARIAL, distance[:, :, NORMS.index(norm)], np.inf)
     column = size.argmin(axis=1)
     rows = np.flatnonzero(right & np.isfinite(size[np.arange(len(size)), column]))
     if not rows.size:
-        return (0.0 if right.any() else NAN), NAN, NAN, NAN
+        return {"success": 0.0 if right.any() else NAN}
     at = column[rows]
     found = np.sort(size[rows, at])
     k = len(found)
-    median = (found[(k - 1) // 2] + found[k // 2]) / 2
     lengths = arrays["norm2"][rows]
     seen = lengths > 0  # a black image has no length to compare with
-    rho = (distance[rows, at, L2][seen] / lengths[seen]).mean() if seen.any() else NAN
-    success = k / np.count_nonzero(right)
-    return success, float(found.mean()), float(median), float(rho)
+    ratios = distance[rows, at, L2][seen] / lengths[seen]
+    wrong = np.count_nonzero(~right & (arrays["norm2"] > 0))
+    return {
+        "success": k / np.count_nonzero(right),
+        "mean_distance": float(found.mean()),
+        "median_distance": float((found[(k - 1) // 2] + found[k // 2]) / 2),
+        "rho": float(ratios.mean()) if ratios.size else NAN,
+        "rho_all": float(ratios.sum() / (ratios.size + wrong)) if ratios.size else NAN,
+    }
 
 
 def _distance8(arrays: Arrays, norm: str, right: Bools) -> Floats | None:

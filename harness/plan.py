@@ -17,7 +17,7 @@ from harness.compatibility import applies, check_options, incompatible
 from harness.data import DataRef, choose
 from harness.errors import UsageError
 from harness.identity import key_of
-from harness.manifest import Entry, Manifest, Row, ThreatRow
+from harness.manifest import Entry, Manifest, Published, Row, ThreatRow
 from harness.options import AttackOptions, ModelOptions, Resolved, resolve
 from harness.plugin import Selection
 from harness.records import Record
@@ -307,6 +307,16 @@ def _manifest(
         ),
         entries=entries,
         board_sha256=board.sha256,
+        published=tuple(p for p in board.published if _stands(p, board)),
+    )
+
+
+def _stands(figure: Published, board: Board) -> bool:
+    """Whether the figure is of what is run: flags may have narrowed the board."""
+    return (
+        figure.model in [c.label for c in board.models]
+        and figure.attack in ["", *(c.label for c in board.attacks)]
+        and figure.norm in [t.norm for t in board.threats]
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from harness.leaderboard import Leaderboard
 from harness.render.text import NONE, count, interval, number, percent, plain
+from harness.render.tidy import values
 from harness.standings import AttackCell, CorruptionTable, Curve, Row, Table
 
 Cells = tuple[str, ...]
@@ -83,6 +84,7 @@ def details(table: Table) -> Grid:
         "Mean distance",
         "Median distance",
         "ρ",
+        "ρ (all)",
         "Forward",
         "Backward",
         "To success",
@@ -109,6 +111,7 @@ def _details(cell: AttackCell) -> Cells:
         number(f.mean_distance),
         number(f.median_distance),
         number(f.rho),
+        number(f.rho_all),
         count(f.forward),
         count(f.backward),
         count(f.to_success),
@@ -125,6 +128,24 @@ def optimality(table: Table) -> Grid:
     pairs = zip(table.attacks, table.optimality, strict=True)
     rows = tuple((plain(name), percent(o)) for name, o in pairs if not math.isnan(o))
     return Grid(("Attack", "Optimality"), "lr", rows)
+
+
+def published(board: Leaderboard, table: Table) -> Grid:
+    """Papers' figures with the board's own beside them."""
+    ours = {(v.model, v.attack, v.measure, v.eps): v for v in values(table)}
+    header = ("Model", "Attack", "Measure", "ε", "Published", "Here", "Here / published", "Source")
+    rows = []
+    for p in board.board.published:
+        if p.norm == table.threat.norm:
+            here = ours.get((p.model, p.attack, p.measure, p.eps))
+            value = here.value if here else math.nan
+            spread = "" if here is None or math.isnan(here.std) else f" ± {number(here.std)}"
+            relative = number(value / p.value) if p.value else NONE
+            names = (plain(p.model), plain(p.attack) or NONE, p.measure, p.eps or NONE)
+            rows.append(
+                (*names, number(p.value), number(value) + spread, relative, plain(p.source))
+            )
+    return Grid(header, "lllrrrrl", tuple(rows))
 
 
 def corruption(table: CorruptionTable) -> Grid:

@@ -34,7 +34,8 @@ FLAGS = {
 COLUMNS = """\
 * **Success**: share of the correctly classified samples that the attack found an adversarial image
   for, at any ε of the grid (at any distance, for a minimum-norm attack). **Distances** are of those
-  samples, each with its smallest; **ρ** is their mean ‖r‖₂/‖x‖₂.
+  samples, each with its smallest; **ρ** is their mean ‖r‖₂/‖x‖₂; **ρ (all)** counts
+  misclassified samples too, with r = 0.
 * **Forward**, **Backward**: queries per attacked sample at the reference ε; **To success**: forward
   queries per sample that it succeeded on there; **Preparation**: queries spent before that.
 * **Invalid**: returned images that left the ball or the box or were not finite: never a success.
@@ -51,7 +52,7 @@ def render(board: Leaderboard) -> str:
 def _parts(board: Leaderboard) -> Iterator[str]:
     yield from _opening(board)
     for table in board.tables:
-        yield from _threat(table)
+        yield from _threat(board, table)
     if board.tables:
         yield "### Columns of the attacks' tables"
         yield COLUMNS
@@ -106,7 +107,7 @@ def _opening(board: Leaderboard) -> Iterator[str]:
   is not on that grid."""
 
 
-def _threat(table: Table) -> Iterator[str]:
+def _threat(board: Leaderboard, table: Table) -> Iterator[str]:
     threat = table.threat
     grid = ", ".join(e.text for e in threat.eps)
     aim = "" if threat.target == "none" else f", targeted ({threat.target})"
@@ -128,6 +129,17 @@ def _threat(table: Table) -> Iterator[str]:
     if (pool := grids.optimality(table)).rows:
         yield "Mean optimality over the models:"
         yield _draw(pool)
+    if (beside := grids.published(board, table)).rows:
+        yield f"### {threat.norm}: beside published figures"
+        yield _draw(beside)
+        norm = threat.norm
+        notes = {
+            f"* *{plain(p.source)}*: {_escape(plain(p.note))}": None
+            for p in board.board.published
+            if p.note and p.norm == norm
+        }
+        if notes:
+            yield "\n".join(notes)
 
 
 def _corruption(table: CorruptionTable) -> Iterator[str]:

@@ -16,6 +16,7 @@ FIGURES = (
     "mean_distance",
     "median_distance",
     "rho",
+    "rho_all",
     "forward",
     "backward",
     "to_success",
@@ -78,12 +79,17 @@ class Tidy(NamedTuple):
 def rows(board: Leaderboard) -> Iterator[Tidy]:
     """Every value, in the order of the tables."""
     for table in board.tables:
-        for row in table.rows:
-            yield from _row(table, row)
+        yield from values(table)
     for corrupted in board.corruptions:
         for found in corrupted.rows:
             subject = _subject(corrupted, found.model, None, found.attack, found.status)
             yield from _curve(corrupted, subject, "accuracy", found.accuracy)
+
+
+def values(table: Table) -> Iterator[Tidy]:
+    """Every value of one threat's leaderboard."""
+    for row in table.rows:
+        yield from _row(table, row)
 
 
 def _row(table: Table, row: Row) -> Iterator[Tidy]:

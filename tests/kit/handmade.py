@@ -8,7 +8,7 @@ import numpy as np
 
 from harness.budget import Epsilon
 from harness.identity import key_of
-from harness.manifest import Entry, Manifest, Row, ThreatRow
+from harness.manifest import Entry, Manifest, Published, Row, ThreatRow
 from harness.outcome import Outcome
 from harness.records import Record
 
@@ -45,6 +45,7 @@ class Handmade:
     incompatible: dict[tuple[str, str, str], str] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     title: str = ""
+    published: tuple[Published, ...] = ()
 
     def manifest(self) -> Manifest:
         entries = []
@@ -69,6 +70,7 @@ class Handmade:
             models=tuple(Row(m, m, "gradients") for m in self.models),
             attacks=tuple(Row(a, a, "gradients") for a in self.attacks),
             entries=tuple(entries),
+            published=self.published,
         )
 
     def _entry(self, model, seed, attack, norm):

@@ -1,0 +1,70 @@
+"""Figures of papers that a board sets beside its own: `[[published]]` in board.toml.
+
+    [[published]]
+    source = "Matyasko 2020, table 5.1"
+    norm = "Linf"
+    measure = "mean_distance"              # as leaderboard.csv calls it
+    note = "why the board's figures differ, where they do"
+    [published.values."Linf-AT 0.3"]       # a model of the board, its attacks and their figures
+    FAB = 0.326
+    PDPGD = 0.315
+
+Accuracies are shares in [0, 1], as everywhere; those at a budget name it, `eps = "0.3"`. Of a
+measure that needs no attack, `values` has one number for each model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from harness.budget import parse_norm
+from harness.errors import UsageError, did_you_mean
+from harness.manifest import Published, ThreatRow
+from harness.reader import Reader, a_table, a_text, one_of, scalar
+
+AT_A_BUDGET = ("robust_accuracy", "adversarial_accuracy")
+OF_THE_MODEL = ("clean_accuracy",)
+OF_AN_ATTACK = ("success", "mean_distance", "median_distance", "rho", "rho_all", "to_success")
+MEASURES = (*OF_THE_MODEL, *AT_A_BUDGET, *OF_AN_ATTACK)
+
+
+def published(
+    reader: Reader, threats: Iterable[ThreatRow], models: list[str], attacks: list[str]
+) -> Iterator[Published]:
+    """The figures of one block, checked against the board's norms, budgets, models and attacks."""
+    where, grids = reader.where, {t.norm: [e.text for e in t.eps] for t in threats}
+    source = reader.take("source", a_text, "a text: paper and table")
+    norm = parse_norm(reader.take("norm", scalar, "a norm of the board"), where)
+    _known("norm", norm, list(grids), where)
+    measure = reader.take("measure", one_of(MEASURES), f"one of {', '.join(MEASURES)}")
+    eps = ""
+    if measure in AT_A_BUDGET:
+        eps = str(reader.take("eps", scalar, "a budget of the norm's grid"))
+        _known("eps", eps, grids[norm], where)
+    note = reader.take("note", a_text, "a text", "")
+    values = reader.take("values", _mapping, "a table of models")
+    reader.finish()
+    for model, figures in values.items():
+        _known("values", model, models, where)
+        named = {"": figures} if measure in OF_THE_MODEL else figures
+        for attack, value in a_table(named, f"{where}: values.{model}").table.items():
+            if attack:
+                _known(f"values.{model}", attack, attacks, where)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UsageError(f"{where}: values.{model}: expected a number, got {value!r}")
+            yield Published(source, norm, model, attack, measure, eps, float(value), note)
+
+
+def _known(key: str, name: str, names: list[str], where: str) -> None:
+    if name not in names:
+        raise UsageError(
+            f"{where}: {key}: {name!r} is not on the board{did_you_mean(name, names)} "
+            f"(there: {', '.join(names)})"
+        )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
