@@ -6,7 +6,9 @@ direction: the sign for Linf, the gradient's own for L2, the one greatest entry 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
@@ -15,6 +17,9 @@ from torch import Tensor
 from harness.api import LOSSES, Active, Loss, Rng, Target, Threat
 
 LossName = Literal["ce", "margin", "dlr"]
+
+# x_adv, the loss's gradient there and the clean images to the next x_adv, inside ball and box
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 REACH = 2.5  # all steps together go this many eps, so that any two points of the ball can be joined
 
@@ -50,7 +55,8 @@ class BIM:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
         size = threat.eps * (self.rel_step or REACH / self.steps)
-        return _climb(Active(target, x, y, x), threat, LOSSES[self.loss], self.steps, size)
+        step = partial(threat.step, size=size)
+        return climb(Active(target, x, y, x), LOSSES[self.loss], self.steps, step)
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,15 @@ class PGD:
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
         size = threat.eps * (self.rel_step or REACH / self.steps)
         start = threat.random_start(x, rng)
-        return _climb(Active(target, x, y, start), threat, LOSSES[self.loss], self.steps, size)
+        step = partial(threat.step, size=size)
+        return climb(Active(target, x, y, start), LOSSES[self.loss], self.steps, step)
 
 
-def _climb(active: Active, threat: Threat, loss: Loss, steps: int, size: float) -> Tensor:
-    """`steps` steps of length `size` up the loss, from where the samples stand."""
+def climb(active: Active, loss: Loss, steps: int, step: Step) -> Tensor:
+    """`steps` steps up the loss, from where the samples stand."""
     for _ in range(steps):
         if not len(active):
             break
         gradient, scores = active.target.gradient(loss, active.x_adv, active.y)
-        active.move(threat.step(active.x_adv, gradient, active.x, size), scores)
+        active.move(step(active.x_adv, gradient, active.x), scores)
     return active.result()
