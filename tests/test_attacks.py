@@ -360,11 +360,10 @@ def load_factory_of(spec):
 def test_specs_are_found_without_torch():
     code = (
         "import sys; from harness_plugins.attacks import harness_attacks; "
-        "print([s.name for s in harness_attacks()], 'torch' in sys.modules)"
+        "print({'fgsm', 'cw', 'pdpgd'} <= {s.name for s in harness_attacks()}, 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = ["fgsm", "bim", "pgd", "gaussian_noise", "uniform_noise"]
-    assert out.stdout.strip() == f"{names} False"
+    assert out.stdout.strip() == "True False"
 
 
 @pytest.mark.parametrize("spec", list(harness_attacks()), ids=lambda spec: spec.name)
