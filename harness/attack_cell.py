@@ -118,6 +118,7 @@ def run(bench: Bench) -> Result:
         facts={
             "access": access(attack),
             "kind": _kind(bench),
+            "counts": _counts(assault, samples),
             "eps": [asdict(e) for e in row.eps],
             **facts,
         },
@@ -146,6 +147,12 @@ def _kind(bench: Bench) -> str:
     if bench.threat is not None and bench.threat.norm == CORRUPTION:
         return CORRUPTION
     return bench.attack.entry.spec.kind if bench.attack else ""
+
+
+def _counts(assault: Assault, samples: Samples) -> str:
+    """Whether a sample's queries are its own, or the mean of its batch's (`AttackSpec.pooled`)."""
+    pooled = assault.attack.entry.spec.pooled and not assault.image_by_image(samples)
+    return "means" if pooled else "own"
 
 
 def _grid(bench: Bench) -> list[Threat]:

@@ -20,6 +20,7 @@ from harness.craft import Victim
 from harness.data import Arrays, DataRef, as_images, choose
 from harness.errors import PluginError
 from harness.fit import Workshop, digest, from_cache, seeded
+from harness.installed import versions
 from harness.manifest import ThreatRow
 from harness.options import AttackOptions, ModelOptions, Resolved, resolve
 from harness.predict import Predictor
@@ -98,9 +99,10 @@ class Bench:
 
     @property
     def distributions(self) -> dict[str, str]:
-        """Versions of the distributions whose plugins took part."""
+        """Versions of the distributions whose plugins took part, and of what those require."""
         parts = [self.model, *([self.attack] if self.attack else [])]
-        return {p.entry.dist: p.entry.version for p in parts}
+        required = {name: v for p in parts for name, v in versions(p.entry.spec).items()}
+        return required | {p.entry.dist: p.entry.version for p in parts}
 
     def ids(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Test images that are evaluated, and those that are seed points."""

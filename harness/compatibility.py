@@ -12,6 +12,12 @@ def applies(attack: AttackSpec, norm: str) -> bool:
     return (norm == CORRUPTION) == (CORRUPTION in attack.norms)
 
 
+def misfit(model: Resolved, attack: Resolved, norm: str) -> str:
+    """Why the attack cannot be run on the model here, in one line; '' where it can."""
+    specs = model.entry.spec, attack.entry.spec
+    return attack.lacks or incompatible(*specs, attack.given, norm, attack.refs)
+
+
 def incompatible(
     model: ModelSpec,
     attack: AttackSpec,

@@ -72,6 +72,14 @@ class Assault:
     def key(self) -> tuple[Any, ...]:
         return (self.seed, self.attack.identity["name"])
 
+    def image_by_image(self, samples: Samples) -> bool:
+        """Whether another library's attack is given one image at a time: where its queries are to
+        be told apart."""
+        spec, given = self.attack.entry.spec, self.attack.given
+        aimed = given.target != "none" or samples.wanted is not None
+        personal = aimed or given.query_budget is not None or self.victim.predictor.randomised
+        return spec.one_by_one or (spec.pooled and personal)
+
     def craft(self, samples: Samples, threat: Threat, restart: int = 0) -> Made:
         """Adversarial images of the samples under the threat, and what they cost."""
         return self._batched(samples, lambda part: self._one_batch(part, threat, restart))
@@ -123,7 +131,7 @@ class Assault:
             structure(x_adv, part.x)
             return x_adv.detach(), ledger
 
-        made = in_batches(n, 1 if self.attack.entry.spec.one_by_one else self.batch, run)
+        made = in_batches(n, 1 if self.image_by_image(samples) else self.batch, run)
         return torch.cat([samples.x[:0], *(x_adv for x_adv, _ in made)]), _joined(made)
 
     def _one_batch(self, part: Samples, threat: Threat, restart: int) -> Made:

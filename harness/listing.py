@@ -9,7 +9,9 @@ import click
 from tabulate import tabulate
 
 from harness.data import DataOptions
-from harness.errors import HarnessError, UnknownName
+from harness.errors import BrokenPlugin, HarnessError, UnknownName
+from harness.fields import OptionInfo, describe_fields
+from harness.installed import lacking
 from harness.options import AttackOptions, ModelOptions, describe
 from harness.plugin import AttackSpec, ModelSpec
 from harness.registry import Catalogue, Entry
@@ -71,7 +73,7 @@ def show(name: str, catalogue: Catalogue, *, as_json: bool) -> None:
         found = [("", entry)]
     for kind, entry in found:
         facts = _facts(kind, entry)
-        options = [vars(o) for o in describe(entry, GIVEN[kind])]
+        options = [vars(o) for o in _options(kind, entry)]
         if as_json:
             click.echo(json.dumps({**facts, "options": options}))
             continue
@@ -82,6 +84,16 @@ def show(name: str, catalogue: Catalogue, *, as_json: bool) -> None:
             constraint = f"  {o['constraint']}" if o["constraint"] else ""
             doc = f"  {o['doc']}" if o["doc"] else ""
             click.echo(f"  {o['name']}: {o['type']} = {o['default']}{constraint}{doc}")
+
+
+def _options(kind: str, entry: Entry[Any]) -> list[OptionInfo]:
+    """Its options; of what cannot be asked, because it lacks something, the harness's alone."""
+    try:
+        return describe(entry, GIVEN[kind])
+    except BrokenPlugin:
+        if not lacking(entry.spec):
+            raise
+        return list(describe_fields(GIVEN[kind]))
 
 
 def _find(kind: str, name: str, catalogue: Catalogue) -> Entry[Any] | None:
@@ -118,4 +130,6 @@ def _facts(kind: str, entry: Entry[Any]) -> dict[str, Any]:
             facts["short for"] = spec.short_for
     if isinstance(spec, AttackSpec):
         facts |= {"norms": list(spec.norms), "needs": spec.needs, "budget": spec.kind}
+    if missing := lacking(spec):
+        facts["missing"] = f"{missing} (its own options are known then)"
     return facts

@@ -29,6 +29,7 @@ from harness.errors import (
     did_you_mean,
 )
 from harness.fields import Marker, Option, OptionInfo, as_choice, describe_fields, options_of
+from harness.installed import lacking
 from harness.plugin import (
     AttackRef,
     AttackSpec,
@@ -87,6 +88,8 @@ class Resolved:
     identity:  JSON-able; equal for two selections that mean the same
     refs:      every reference it holds, also those inside a `OneOf`
     label:     as written, by the shortest name
+    lacks:     what it, or what it refers to, requires and is not installed; '' where all is. Its
+               own options are then taken as they were written, and `component` may be None
     """
 
     selection: Selection
@@ -96,6 +99,7 @@ class Resolved:
     identity: dict[str, Any]
     refs: tuple[ResolvedRef, ...]
     label: str
+    lacks: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,13 +200,22 @@ def _resolve(written: Selection, harness_options: type | None, scope: _Scope) ->
         circle = " → ".join((*scope.path, step))
         raise UsageError(f"{scope.where}: the references go round in a circle: {circle}")
     scope = replace(scope, entry=entry, path=(*scope.path, step))
-    factory = load_factory(entry)
-    own = options_of(factory)
     ours = options_of(harness_options) if harness_options else {}
-    for name in own.keys() & ours.keys():
-        raise BrokenPlugin(f"{entry.full}: field {name!r} is an option of the harness's; rename it")
-    _check_known(selection.given, [*own, *ours], _spoken(written, selection, scope))
-    read = _fill(factory, selection.given, scope)
+    lacks = lacking(entry.spec)
+    try:
+        factory = load_factory(entry)
+    except BrokenPlugin:
+        if not lacks:
+            raise
+        read = _unread(selection.given, ours)
+    else:
+        own = options_of(factory)
+        for name in own.keys() & ours.keys():
+            raise BrokenPlugin(
+                f"{entry.full}: field {name!r} is an option of the harness's; rename it"
+            )
+        _check_known(selection.given, [*own, *ours], _spoken(written, selection, scope))
+        read = _fill(factory, selection.given, scope)
     harness = _fill(harness_options, selection.given, scope) if harness_options else _NOTHING
     harness = _fitting(entry.spec, harness, scope)
     return Resolved(
@@ -218,7 +231,14 @@ def _resolve(written: Selection, harness_options: type | None, scope: _Scope) ->
         },
         refs=read.refs,
         label=str(replace(written, name=scope.catalogue.short(named.full))),
+        lacks=lacks or next((r.resolved.lacks for r in read.refs if r.resolved.lacks), ""),
     )
+
+
+def _unread(given: Mapping[str, Any], ours: Iterable[str]) -> _Read:
+    """Options of a plugin that cannot be asked which it has: as they were written."""
+    options = {name: str(value) for name, value in given.items() if name not in ours}
+    return _Read(None, options)
 
 
 def _expanded(selection: Selection, scope: _Scope) -> tuple[Selection, Entry[Any]]:

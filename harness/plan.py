@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.board import Board, Choice
-from harness.compatibility import applies, check_options, incompatible
+from harness.compatibility import applies, check_options, misfit
 from harness.data import DataRef, choose
 from harness.errors import UsageError
 from harness.identity import key_of
@@ -237,9 +237,7 @@ def _model_cells(
             attack_label=attack_label,
             threat=threat,
             needs=(fit.key, *(c.key for c in others)),
-            reason=incompatible(
-                model.entry.spec, attack.entry.spec, attack.given, threat.norm, attack.refs
-            ),
+            reason=fit.reason or misfit(model, attack, threat.norm),
         )
 
 
@@ -253,7 +251,17 @@ def _fit_cell(label: str, model: Resolved, data: Data, seed: int, *, row: bool =
         "seed": seed,
     }
     needs = tuple(c.key for c in _referred(model, data, seed))
-    return Cell("fit", key_of(identity), identity, seed, model, label, needs=needs, row=row)
+    return Cell(
+        kind="fit",
+        key=key_of(identity),
+        identity=identity,
+        seed=seed,
+        model=model,
+        label=label,
+        needs=needs,
+        reason=model.lacks,
+        row=row,
+    )
 
 
 def _referred(component: Resolved, data: Data, seed: int) -> Iterator[Cell]:

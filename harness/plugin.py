@@ -31,16 +31,19 @@ LEVELS: tuple[Level, ...] = ("labels", "scores", "gradients")
 NORMS = ("Linf", "L2", "L1", "L0")
 CORRUPTION = "corruption"
 KINDS = ("fixed-budget", "minimum-norm")
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
 @dataclass(frozen=True)
 class Spec:
     """What every spec has.
 
-    name:    lower case, `[a-z0-9._-]`; short while it is unique, else `dist/name`
-    factory: `"package.module:Class"`, a frozen dataclass whose fields are its options
-    version: raised whenever the outputs change: it is part of every record's identity
+    name:     lower case, `[a-z0-9._-]`, or `family:Member` for one of a family that is not one's
+              own (`art:DeepFool`); short while it is unique, else `dist/name`
+    factory:  `"package.module:Class"`, a frozen dataclass whose fields are its options
+    version:  raised whenever the outputs change: it is part of every record's identity
+    requires: (requirement, what pip is to install for it): distributions that it needs and that
+              its own need not bring; without them, what it would do is `incompatible`
     """
 
     name: str
@@ -48,10 +51,13 @@ class Spec:
     version: int = 1
     summary: str = ""
     paper: str = ""
+    requires: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
-            raise ValueError(f"name {self.name!r} is not of the form [a-z0-9._-]")
+            raise ValueError(
+                f"name {self.name!r} is not of the form [a-z0-9._-], nor family:Member"
+            )
         for field in fields(self):
             _check_type(self.name, field.name, getattr(self, field.name), str(field.type))
         if self.factory.count(":") != 1:
@@ -70,6 +76,18 @@ def _check_type(spec: str, field: str, value: object, annotation: str) -> None:
         isinstance(value, tuple) and all(isinstance(item, str) for item in value)
     ):
         raise ValueError(f"{spec}: {field} {value!r} is not a tuple of texts")
+    if annotation == "tuple[tuple[str, str], ...]" and not (
+        isinstance(value, tuple) and all(map(_is_pair, value))
+    ):
+        raise ValueError(f"{spec}: {field} {value!r} is not a tuple of pairs of texts")
+
+
+def _is_pair(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(item, str) for item in value)
+    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +125,9 @@ class AttackSpec(Spec):
     deterministic: two runs from one start are the same, so restarts are a usage error
     one_by_one:    another library's query attack: it is run image by image, with the global
                    generators seeded by the sample, so that its counts and draws are the sample's
+    pooled:        another library's attack on whole batches: it asks `target.pooled()`, and its
+                   counts are means over a batch; run image by image where a query budget, targets
+                   or a randomised model need to know which sample is asked about
     """
 
     norms: tuple[str, ...] = ()
@@ -117,6 +138,7 @@ class AttackSpec(Spec):
     seed_points: int = 0
     deterministic: bool = False
     one_by_one: bool = False
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,8 +153,8 @@ class AttackSpec(Spec):
             raise ValueError(
                 f"{self.name}: seed_points {self.seed_points}: 0, or more where it prepares"
             )
-        if self.one_by_one and self.prepares:
-            raise ValueError(f"{self.name}: prepares and one_by_one exclude one another")
+        if self.one_by_one + self.pooled + self.prepares > 1:
+            raise ValueError(f"{self.name}: prepares, one_by_one and pooled exclude one another")
         if self.needs not in LEVELS:
             raise ValueError(f"{self.name}: needs {self.needs!r} is not one of {LEVELS}")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import re
 import sys
 import time
 import traceback
@@ -132,7 +133,7 @@ class Catalogue:
                     f"{kind} {name!r}: plugin {plugin.id} failed to load: {plugin.reason}"
                 )
         known = {self.short(full) for full in entries}
-        meant = did_you_mean(name.lower(), known | set(entries))
+        meant = _meant(name, known | set(entries))
         message = f"no {kind} is called {name!r}{meant or _listed(known)}"
         for plugin in broken:
             message += (
@@ -145,8 +146,26 @@ def _called(name: str, entries: Mapping[str, Entry[S]]) -> list[Entry[S]]:
     return [entry for entry in entries.values() if entry.spec.name == name]
 
 
+def _meant(name: str, known: Iterable[str]) -> str:
+    """What may have been meant, in whatever case it was typed: a name, or an option of one."""
+    plain, colon, word = name.partition(":")
+    if colon and plain in (known := set(known)):
+        return f", did you mean '{plain}:{word}=…'?"
+    cases = {k.lower(): k for k in known}
+    close = did_you_mean(name.lower(), cases)
+    return close and re.sub(r"'([^']+)'", lambda found: repr(cases[found[1]]), close)
+
+
 def _listed(names: Iterable[str]) -> str:
-    return f" (known: {', '.join(sorted(names)) or 'none'})"
+    """The names, of a family's members the family alone."""
+    own = {
+        name if name == family else f"{family}:…" for name in names for family in [_family(name)]
+    }
+    return f" (known: {', '.join(sorted(own)) or 'none'})"
+
+
+def _family(name: str) -> str:
+    return name.partition(":")[0]
 
 
 def _is_of(name: str, plugin: PluginStatus) -> bool:

@@ -2,6 +2,8 @@
 
     pgd                                              the plugin and its defaults
     pgd:steps=100,restarts=10                        with options
+    art:DeepFool                                     a member of a family: a word without '='
+    art:DeepFool:max_iter=50                         a member, with options
     acme/pgd:steps=100                               of one distribution
     transfer:source=mlp,attack=(pgd:steps=40)        a selection inside one, in parentheses
     { use = "pgd", steps = 100 }                     the same in TOML, where a string may also
@@ -22,8 +24,11 @@ from harness.plugin import Selection
 
 FORM = "the form is name:option=value,option=value, a selection as a value in parentheses"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_MEMBER = re.compile(r"[A-Za-z0-9][\w.-]*")
 _KEY = re.compile(r"[A-Za-z_]\w*")
-_NESTED = re.compile(rf"{_NAME.pattern}\s*:\s*{_KEY.pattern}\s*=.*", re.DOTALL)
+_NESTED = re.compile(
+    rf"{_NAME.pattern}\s*:\s*({_MEMBER.pattern}\s*:\s*)?{_KEY.pattern}\s*=.*", re.DOTALL
+)
 _DEEPEST = 20
 
 
@@ -43,6 +48,9 @@ def _text(text: Any) -> Selection:
     name, colon, rest = (part.strip() for part in text.partition(":"))
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a name" if name else "the name is missing")
+    member, second, beyond = (part.strip() for part in rest.partition(":"))
+    if _MEMBER.fullmatch(member):  # a bare word: of the name, `art:DeepFool`
+        name, colon, rest = f"{name}:{member}", second, beyond
     if not colon:
         return Selection(name)
     return Selection(name, _unique([_option(part) for part in _split(rest)]))

@@ -92,6 +92,25 @@ class Ledger:
         self.forward += weight
 
 
+class Pool:
+    """Spreads what images of unknown samples cost evenly over the samples at `rows`: means.
+
+    Whole counts, whose sum is exact: the first samples bear what does not divide.
+    """
+
+    def __init__(self, ledger: Ledger, rows: Rows) -> None:
+        self.rows, self.n = rows, len(ledger.forward)
+        self._spent = {"forward": 0, "backward": 0}
+
+    def share(self, kind: str, queries: int) -> Rows:
+        """What each sample of the ledger bears of these queries, int64 (n,)."""
+        before = self._spent[kind]
+        self._spent[kind] = after = before + queries
+        last = np.arange(len(self.rows)) + 1
+        own = (after - last) // len(last) - (before - last) // len(last)
+        return np.bincount(self.rows, own, minlength=self.n).astype(np.int64)
+
+
 class Closest:
     """Of the images that were queried, each sample's closest adversarial one."""
 
@@ -126,6 +145,7 @@ class Target:
              that is fooled may leave the batch (`Active`)
     referee: the judged model as the referee reads it, and the samples' ids, where that is another
              than the one crafted on: restarts ask it who is fooled
+    pool:    of a handle that takes images without knowing whose they are (`pooled`)
     """
 
     source: Source
@@ -139,6 +159,7 @@ class Target:
     closest: Closest | None = None
     judged: bool = False
     referee: tuple[Predictor, Sequence[int]] | None = None
+    pool: Pool | None = None
 
     @classmethod
     def around(cls, module: nn.Module, classes: int, chunk: int = 512) -> Target:
@@ -217,6 +238,21 @@ class Target:
             wanted=self._wanted_at(rows),
         )
 
+    def pooled(self) -> Target:
+        """The handle for another library's attack on these samples: it takes any number of their
+        images, in any order, and spreads what they cost evenly over the samples.
+
+        Raises PluginError where an answer depends on which sample is asked about.
+        """
+        if self.rows is None:
+            return self
+        if self.wanted is not None or self.rng is not None:
+            raise PluginError(
+                "a targeted or randomised target has to know whose images it is asked"
+            )
+        pool = Pool(self.ledger, self.rows)
+        return replace(self, pool=pool, rows=None, weight=None, closest=None)
+
     def _wanted_at(self, rows: Tensor) -> Tensor | None:
         return None if self.wanted is None else self.wanted[rows.to(self.wanted.device)]
 
@@ -236,7 +272,7 @@ class Target:
                 f"the attack declared that it needs {self.level} and asked for {level}"
             )
         self._admit(x)
-        self.ledger.charge(self._weight(x) * self.source.eot)
+        self.ledger.charge(self._cost("forward", x))
         scores = self.source.scores(x, self.rng)
         if self.closest is not None and self.rows is not None:
             self.closest.note(self.rows, x.detach(), scores.detach().argmax(dim=1))
@@ -253,7 +289,13 @@ class Target:
         return np.array([len(x)]) if self.weight is None else self.weight
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self.ledger.backward += self._weight(gradient) * self.source.eot
+        self.ledger.backward += self._cost("backward", gradient)
+
+    def _cost(self, kind: str, x: Tensor) -> Rows:
+        """What a pass over these images costs each sample of the ledger."""
+        if self.pool is not None:
+            return self.pool.share(kind, len(x) * self.source.eot)
+        return self._weight(x) * self.source.eot
 
 
 def rest(scores: Tensor, wanted: Tensor) -> Tensor:

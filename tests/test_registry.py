@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,7 @@ import pytest
 
 from harness import __version__
 from harness.errors import BrokenPlugin, UnknownName, UsageError
+from harness.installed import lacking
 from harness.plugin import AttackSpec, DatasetSpec, ModelSpec, hookimpl
 from harness.registry import catalogue, discover
 
@@ -381,6 +383,8 @@ def test_looking_plugins_up_imports_neither_torch_nor_pydantic():
         (AttackSpec, {"norms": "Linf"}, "norms"),
         (AttackSpec, {"one_by_one": "yes"}, "one_by_one 'yes' is not a bool"),
         (AttackSpec, {"one_by_one": True, "prepares": True}, "one_by_one"),
+        (AttackSpec, {"one_by_one": True, "pooled": True}, "one_by_one and pooled"),
+        (AttackSpec, {"requires": ("scipy",)}, "is not a tuple of pairs"),
         (AttackSpec, {"seed_points": -1, "prepares": True}, "seed_points"),
         (AttackSpec, {"seed_points": 3}, "seed_points"),
         (AttackSpec, {"deterministic": 1}, "deterministic 1 is not a bool"),
@@ -398,3 +402,23 @@ def test_a_spec_whose_facts_are_wrong_is_refused(spec, facts, said):
     plain = {"norms": ("Linf",)} if spec is AttackSpec else {}
     with pytest.raises(ValueError, match=f"^x: .*{said}"):
         spec("x", "a:b", **(plain | facts))
+
+
+@pytest.mark.parametrize("name", ["family:A:B", "family:", ":A", "Family:A", "family: A"])
+def test_a_name_is_one_word_or_a_familys_member(name):
+    with pytest.raises(ValueError, match="nor family:Member"):
+        AttackSpec(name, "a:b", norms=("Linf",))
+    assert AttackSpec("family:A_b", "a:b", norms=("Linf",)).name == "family:A_b"
+
+
+def test_what_a_spec_requires_is_looked_for_by_name_and_version():
+    def lacks(*requires):
+        return lacking(AttackSpec("x", "a:b", norms=("Linf",), requires=requires))
+
+    assert lacks() == lacks(("pluggy", "p"), ("pluggy>=1.0", "p")) == ""
+    assert lacks(("pluggy", "p"), ("no-such-thing", "acme[x]")) == (
+        "x needs no-such-thing, which is not installed: pip install 'acme[x]'"
+    )
+    assert f"is not installed ({metadata.version('pluggy')} is)" in lacks(("pluggy>99", "p"))
+    with pytest.raises(BrokenPlugin, match="no requirement"):
+        lacks(("not one!", "p"))

@@ -13,6 +13,7 @@ from harness.plugin import Selection
 from harness.selection import parse_selection
 
 PGD = Selection("pgd", (("steps", "40"), ("restarts", "2")))
+DEEP = (("max_iter", "50"), ("k", "3"))
 
 
 def parse(raw):
@@ -24,6 +25,14 @@ def parse(raw):
     [
         ("pgd", Selection("pgd")),
         ("acme/pgd", Selection("acme/pgd")),
+        ("art:DeepFool", Selection("art:DeepFool")),
+        (" acme/art : DeepFool ", Selection("acme/art:DeepFool")),
+        ("art:DeepFool:max_iter=50,k=3", Selection("art:DeepFool", DEEP)),
+        ("t:attack=art:DeepFool", Selection("t", (("attack", "art:DeepFool"),))),
+        (
+            "t:attack=(art:DeepFool:max_iter=50,k=3)",
+            Selection("t", (("attack", Selection("art:DeepFool", DEEP)),)),
+        ),
         ("pgd:steps=40,restarts=2", PGD),
         (" pgd : steps = 40 , restarts=2 ", PGD),
         ("digits:classes=", Selection("digits", (("classes", ""),))),
@@ -61,6 +70,11 @@ def test_a_toml_table_selects_what_the_text_does():
     expected = parse("transfer:source=mlp,attack=(pgd:steps=40,restarts=2)")
     assert parse(table) == expected
     assert parse(short) == expected
+    deep = {"use": "transfer", "attack": "art:DeepFool:max_iter=3"}
+    assert parse(deep) == parse("transfer:attack=(art:DeepFool:max_iter=3)")
+    assert parse({"use": "art:DeepFool", "max_iter": "50", "k": "3"}) == parse(
+        "art:DeepFool:max_iter=50,k=3"
+    )
 
 
 def test_toml_values_keep_their_type():
@@ -79,7 +93,11 @@ def test_toml_values_keep_their_type():
         ("a/b/c", "'a/b/c' is not a name"),
         ("pgd:", "an option is missing"),
         ("pgd:steps=1,", "an option is missing"),
-        ("pgd:steps", "option 'steps' has no '=value'"),
+        ("pgd:steps,restarts=2", "option 'steps' has no '=value'"),
+        ("pgd:steps:restarts", "option 'restarts' has no '=value'"),
+        ("art:DeepFool:", "an option is missing"),
+        ("art:Deep Fool:k=3", "'Deep Fool:k' is not an option's name"),
+        ("t:attack=art:DeepFool:k=3", "write attack=(art:DeepFool:k=3)"),
         ("pgd:=1", "'' is not an option's name"),
         ("pgd:my-steps=1", "'my-steps' is not an option's name"),
         ("pgd:steps=1,steps=2", "option 'steps' is given twice"),
@@ -119,7 +137,10 @@ def test_a_malformed_table_is_said(table, said):
     assert said in str(error.value)
 
 
-NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,6}(/[a-z0-9][a-z0-9._-]{0,6})?", fullmatch=True)
+NAMES = st.from_regex(
+    r"[a-z0-9][a-z0-9._-]{0,6}(/[a-z0-9][a-z0-9._-]{0,6})?(:[A-Za-z0-9][A-Za-z0-9._-]{0,6})?",
+    fullmatch=True,
+)
 KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,6}", fullmatch=True)
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="(),:"), max_size=8).map(str.strip)
 PARENTHESISED = st.tuples(PLAIN.filter(bool), PLAIN).map("{0[0]}({0[1]},{0[0]})".format)
