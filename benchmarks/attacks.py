@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from statistics import median
 
 import peers
@@ -206,7 +205,7 @@ def strength(on: Setting, contest: Contest, x_adv: Tensor) -> tuple[str, str, st
 
 def rows(contest: Contest, on: Setting) -> list[list[object]]:
     sides = {"ours": ours(on, contest)} | {
-        name: theirs(on, peer) for name, peer in contest.theirs.items() if _there(name)
+        name: theirs(on, peer) for name, peer in contest.theirs.items() if peers.installed(name)
     }
     costs: list[tuple[float, float]] = []
     measure = pass_costs(on)
@@ -225,11 +224,6 @@ def rows(contest: Contest, on: Setting) -> list[list[object]]:
         timing = [label, name, passes, spent / len(on.x) * 1000, own, at_most]
         made.append([*timing, *strength(on, contest, side.x_adv)])
     return made
-
-
-def _there(peer: str) -> bool:
-    modules = {"adv-lib": "adv_lib", "CleverHans": "cleverhans", "ART": "art"}
-    return find_spec(modules.get(peer, peer)) is not None
 
 
 def main() -> None:

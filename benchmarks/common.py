@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from harness.allocator import keep_memory
 from harness.provenance import provenance
 
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -26,9 +27,14 @@ def machine() -> str:
             f"load {os.getloadavg()[0]:.1f}",
             f"Python {platform.python_version()}",
             f"torch {version('torch')}",
-            f"allocator {' '.join(kept) or 'as it comes'}",
+            f"allocator {' '.join(kept) or _allocator()}",
         ]
     )
+
+
+def _allocator() -> str:
+    """What the harness's workers do to it, where this script has done it too."""
+    return "keeps memory" if keep_memory.cache_info().currsize else "as it comes"
 
 
 def _cpu_family() -> str:

@@ -87,12 +87,16 @@ def selected(kind: str, text: str) -> Resolved:
 
 
 def setting(name: str, images: int) -> Setting:
-    """The network of `RECIPES`, trained now, and the first test images that it has right.
+    """The network of `RECIPES`; see `trained`."""
+    return trained(name, RECIPES[name], images)
+
+
+def trained(name: str, recipe: Recipe, images: int) -> Setting:
+    """A network trained now, and the first test images that it has right.
 
     Data sets are read from the folder that HARNESS_DATA names. Raises HarnessError without it.
     """
     keep_memory()
-    recipe = RECIPES[name]
     dataset = selected("dataset", recipe.dataset)
     folder = os.environ.get("HARNESS_DATA")
     files = Files(Path(folder) if folder else None, recipe.dataset, dataset.entry.spec.downloads)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from unittest.mock import MagicMock
 
 import torch
@@ -131,12 +132,19 @@ def art(name: str, **options: object) -> Peer:
     return run
 
 
+PACKAGES = {
+    "foolbox": "foolbox",
+    "adv-lib": "adv_lib",
+    "CleverHans": "cleverhans",
+    "ART": "art",
+}
+
+
+def installed(name: str) -> bool:
+    """Whether a peer of `PACKAGES` is there."""
+    return find_spec(PACKAGES[name]) is not None
+
+
 def missing() -> Iterator[str]:
     """One line for each peer that is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in ("foolbox", "adv-lib", "cleverhans", "adversarial-robustness-toolbox"):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            yield f"{name}: not installed, not measured"
+    return (f"{name}: not installed, not measured" for name in PACKAGES if not installed(name))

@@ -11,38 +11,26 @@ random start. Whatever has a batch size gets all three.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
+import peers
 import torch
 from common import interleaved, machine, ratio, table
-from torch import Tensor, nn
+from networks import Recipe, Setting, selected, trained
+from torch import Tensor
 from torch.nn import functional
 
-from harness.api import Info, Run, Threat, TrainingSet
-from harness.bench import batch_size
-from harness.bind import bind
+from harness.api import Threat
 from harness.craft import Assault, Victim
-from harness.data import DataOptions, Files, as_images, choose
 from harness.errors import HarnessError
-from harness.fit import seeded
-from harness.options import AttackOptions, ModelOptions, Resolved, resolve
-from harness.predict import Predictor
-from harness.registry import discover
-from harness.selection import parse_selection
-from harness.verify import Samples
 
-CPU = torch.device("cpu")
 IMAGES, STEPS, EPS, STEP = 200, 40, 0.3, 0.3 * 2.5 / 40
 SMALL_EPS = 1e-4  # fools no sample that is used here
-TRAINED_ON = 10_000
+RECIPE = Recipe("mnist", "standard:arch=lenet5,epochs=1", 10_000)
 BATCHES = (50, 100, 200)
 REPETITIONS = 5
 TARGET = 1.15
@@ -55,60 +43,6 @@ class Case:
     batch: int
     run: Callable[[], Tensor]
     passes: Callable[[], float] = lambda: float(STEPS)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A trained network and images that it classifies correctly."""
-
-    model: Resolved
-    net: nn.Module
-    samples: Samples
-
-    @property
-    def x(self) -> Tensor:
-        return self.samples.x
-
-    @property
-    def y(self) -> Tensor:
-        return self.samples.y
-
-    @property
-    def predictor(self) -> Predictor:
-        return Predictor(self.net, 10, batch_size((1, 28, 28), CPU))
-
-
-def selected(kind: str, text: str) -> Resolved:
-    """What the command line would make of the text."""
-    catalogue, selection = discover(), parse_selection(text, kind)
-    find, options = {
-        "dataset": (catalogue.dataset, DataOptions),
-        "model": (catalogue.model, ModelOptions),
-        "attack": (catalogue.attack, AttackOptions),
-    }[kind]
-    entry: Any = find(selection.name)
-    return resolve(selection, entry, options, catalogue, kind)
-
-
-def setting() -> Setting:
-    """LeNet-5 after one epoch on 10,000 images, and the first 200 test images it has right."""
-    dataset = selected("dataset", "mnist")
-    folder = os.environ.get("HARNESS_DATA")
-    files = Files(Path(folder) if folder else None, "mnist", dataset.entry.spec.downloads)
-    splits = dataset.component.load(files)
-    x = as_images(splits.train_x, slice(TRAINED_ON))
-    y = torch.from_numpy(np.array(splits.train_y[:TRAINED_ON], np.int64))
-    model = selected("model", "standard:arch=lenet5,epochs=1")
-    with seeded(0):
-        data = TrainingSet(Info((1, 28, 28), 10, len(x)), x, y)
-        net = bind(model, lambda _other: None).fit(data, Run(0, CPU))
-    net = net.eval().requires_grad_(requires_grad=False)
-    ids, _ = choose(splits.test_y, "stratified", 2 * IMAGES, 0)
-    x = as_images(splits.test_x, ids)
-    y = torch.from_numpy(np.array(splits.test_y[ids], np.int64))
-    everyone = Samples(x, y, Predictor(net, 10, IMAGES).labels(x, ids.tolist()), ids.tolist())
-    right = (everyone.clean == y).nonzero()[:IMAGES, 0]
-    return Setting(model, net, everyone.at(right))
 
 
 def floor(on: Setting, batch: int) -> Tensor:
@@ -136,64 +70,29 @@ def ours(on: Setting) -> Iterator[tuple[str, Case]]:
     yield "ours, fooled samples leave", case()
 
 
-def cleverhans(on: Setting) -> Iterator[tuple[str, Case]]:
-    from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
+def theirs(on: Setting, name: str) -> Iterator[tuple[str, Case]]:
+    options = {"norm": float("inf"), "eps": EPS, "eps_step": STEP, "max_iter": STEPS}
+    peer = {
+        "CleverHans": peers.cleverhans_pgd(EPS, STEP, STEPS),
+        "ART": peers.art("ProjectedGradientDescent", num_random_init=1, **options),
+    }[name]
 
     def run(size: int) -> Tensor:
-        return torch.cat(
-            [
-                projected_gradient_descent(
-                    on.net, x, EPS, STEP, STEPS, np.inf, clip_min=0.0, clip_max=1.0, y=y
-                ).detach()
-                for x, y in zip(on.x.split(size), on.y.split(size), strict=True)
-            ]
-        )
+        batches = zip(on.x.split(size), on.y.split(size), strict=True)
+        return torch.cat([peer(on.net, x, y) for x, y in batches])
 
     for size in BATCHES:
-        yield f"CleverHans, batch {size}", Case(size, partial(run, size))
+        yield f"{name}, batch {size}", Case(size, partial(run, size))
 
 
-def art(on: Setting) -> Iterator[tuple[str, Case]]:
-    from art.attacks.evasion import ProjectedGradientDescent
-    from art.estimators.classification import PyTorchClassifier
-
-    classifier = PyTorchClassifier(
-        on.net,
-        nn.CrossEntropyLoss(),
-        input_shape=(1, 28, 28),
-        nb_classes=10,
-        clip_values=(0.0, 1.0),
-        device_type="cpu",
-    )
-    x, y = on.x.numpy(), on.y.numpy()
-    for size in BATCHES:
-        attack = ProjectedGradientDescent(
-            classifier,
-            norm=np.inf,
-            eps=EPS,
-            eps_step=STEP,
-            max_iter=STEPS,
-            num_random_init=1,
-            batch_size=size,
-            verbose=False,
-        )
-        yield f"ART, batch {size}", Case(size, partial(_generated, attack, x, y))
-
-
-def _generated(attack: Any, x: np.ndarray, y: np.ndarray) -> Tensor:
-    return torch.from_numpy(attack.generate(x, y=y))
-
-
-def cases(on: Setting) -> tuple[dict[str, Case], list[str]]:
-    """Every case by name, and why one is missing."""
+def cases(on: Setting) -> dict[str, Case]:
+    """Every case by name."""
     found = {f"floor, batch {size}": Case(size, partial(floor, on, size)) for size in BATCHES}
-    missing = []
-    for name, make in (("ours", ours), ("CleverHans", cleverhans), ("ART", art)):
-        try:
-            found.update(make(on))
-        except ImportError as error:
-            missing.append(f"{name}: not measured, {error}")
-    return found, missing
+    found.update(ours(on))
+    for name in ("CleverHans", "ART"):
+        if peers.installed(name):
+            found.update(theirs(on, name))
+    return found
 
 
 def accuracy(on: Setting, x_adv: Tensor) -> float:
@@ -203,10 +102,10 @@ def accuracy(on: Setting, x_adv: Tensor) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     try:
-        on = setting()
+        on = trained("MNIST", RECIPE, IMAGES)
     except HarnessError as error:
         sys.exit(f"pgd.py: {error}")
-    found, missing = cases(on)
+    found = cases(on)
     seconds = interleaved({name: case.run for name, case in found.items()}, REPETITIONS)
     best = min((n for n in seconds if n.startswith("floor")), key=lambda n: median(seconds[n]))
     rows = []
@@ -222,7 +121,7 @@ def main() -> None:
     print(table(header, rows))
     print(f"\nMedians of {REPETITIONS} interleaved runs. Target: at most {TARGET} x floor where")
     print("every sample takes every step, and less than CleverHans and ART.")
-    print("\n".join(missing))
+    print("\n".join(peers.missing()))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import peers
 import torch
@@ -103,9 +102,7 @@ def rows(on: Setting, contest: Contest) -> Iterator[list[object]]:
         )
     }
     for name, peer in contest.theirs.items():
-        if find_spec(
-            {"CleverHans": "cleverhans", "ART": "art", "adv-lib": "adv_lib"}.get(name, name)
-        ):
+        if peers.installed(name):
             torch.manual_seed(0)
             found[name] = distances(on, contest.norm, peer(on.net, on.x, on.y))
     everyone = torch.stack(list(found.values()))

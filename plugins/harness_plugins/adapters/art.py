@@ -73,10 +73,10 @@ def _plain(kind: Kind, chosen: dict[str, Any], oracle: Oracle, assault: Assault)
         kind.name == "GeoDA"
     ):  # it keeps a table in the working folder, and reads what it finds there
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            return _generate(attack, assault.x, _one_hot(assault.y, assault))
+            return _generate(attack, assault.x, _one_hot(assault.y, oracle))
     if kind.member.budget == "delta":
         return _generate(attack, assault.x, _guides(oracle, assault))
-    return _generate(attack, assault.x, _one_hot(assault.y, assault))
+    return _generate(attack, assault.x, _one_hot(assault.y, oracle))
 
 
 def _every_class(kind: Kind, chosen: dict[str, Any], oracle: Oracle, assault: Assault) -> Tensor:
@@ -85,7 +85,7 @@ def _every_class(kind: Kind, chosen: dict[str, Any], oracle: Oracle, assault: As
     best = Best(x)
     for other in range(1, k):
         attack = _made(kind, chosen, oracle, assault)
-        x_adv = _generate(attack, x, _one_hot((y + other) % k, assault)).to(x.device, x.dtype)
+        x_adv = _generate(attack, x, _one_hot((y + other) % k, oracle)).to(x.device, x.dtype)
         fooled = assault.target.labels(x_adv) != y
         best.note(x_adv, assault.threat.distance(x_adv, x), fooled)
     return best.x_adv
@@ -100,7 +100,7 @@ def _made(kind: Kind, chosen: dict[str, Any], oracle: Oracle, assault: Assault) 
         model=Asked(oracle),
         loss=nn.CrossEntropyLoss(),
         input_shape=tuple(x.shape[1:]),
-        nb_classes=assault.target.classes,
+        nb_classes=oracle.classes,
         clip_values=(threat.low, threat.high),
         device_type="cpu" if x.device.type == "cpu" else "gpu",
     )
@@ -122,8 +122,8 @@ def _generate(attack: Any, x: Tensor, y: Any) -> Tensor:
     return torch.from_numpy(attack.generate(x=x.detach().cpu().numpy().copy(), y=y))
 
 
-def _one_hot(y: Tensor, assault: Assault) -> Any:
-    return nn.functional.one_hot(y, assault.target.classes).float().cpu().numpy()
+def _one_hot(y: Tensor, oracle: Oracle) -> Any:
+    return nn.functional.one_hot(y, oracle.classes).float().cpu().numpy()
 
 
 def _guides(oracle: Oracle, assault: Assault) -> Any:

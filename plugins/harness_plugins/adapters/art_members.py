@@ -14,6 +14,7 @@ _STEP = Instead(float | None, None, "length of a step; 2.5 eps / max_iter where 
 _DE = {"es": 1}  # differential evolution; CMA-ES, es=0, needs the undeclared package `cma`
 _OUTPUT = {"layer": -1}  # the scores: the only representation that a target shows
 _NUMBA = (("numba", "numba"),)
+_THREE = 3  # classes: two it takes for one output, which it refuses
 
 ART_REQUIRES = ("adversarial-robustness-toolbox", "robustness-harness[art]")
 
@@ -174,6 +175,7 @@ ART: dict[str, Member] = {
         needs="scores",
         paper="arXiv:1710.08864",
         asks="probabilities",
+        classes=_THREE,
         fixed=_DE,
     ),
     "ProjectedGradientDescent": _steps(
@@ -210,6 +212,7 @@ ART: dict[str, Member] = {
         _L2,
         needs="labels",
         paper="arXiv:1909.10773",
+        classes=_THREE,
         withheld=("eval_perform",),
     ),
     "SimBA": Member(
@@ -244,6 +247,7 @@ ART: dict[str, Member] = {
         needs="scores",
         paper="arXiv:1906.06026",
         asks="probabilities",
+        classes=_THREE,
         fixed=_DE,
     ),
     "VirtualAdversarialMethod": Member(

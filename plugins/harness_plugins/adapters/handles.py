@@ -40,6 +40,11 @@ class Oracle:
     member: Member
     image: Tensor
 
+    @property
+    def classes(self) -> int:
+        """The k that the library is told."""
+        return max(self.target.classes, self.member.classes)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Scores (m, k), probabilities, or the predicted label as 1 among 0."""
         x = x.to(self.image.device, self.image.dtype)  # libraries fall into double precision
@@ -47,10 +52,12 @@ class Oracle:
         if target.rows is not None:
             target = target.at(torch.zeros(len(x), dtype=torch.int64))
         if self.member.needs == "labels":
-            return torch.nn.functional.one_hot(target.labels(x), target.classes).to(x.dtype)
+            return torch.nn.functional.one_hot(target.labels(x), self.classes).to(x.dtype)
         graph = self.member.needs == "gradients" and torch.is_grad_enabled() and x.requires_grad
         scores = target(x) if graph else target.scores(x)
-        return scores.softmax(dim=1) if self.member.asks == "probabilities" else scores
+        if self.member.asks == "scores":
+            return scores
+        return torch.nn.functional.pad(scores.softmax(dim=1), (0, self.classes - target.classes))
 
 
 class Run(Protocol):

@@ -35,6 +35,7 @@ class Member:
     alone:    its white-box code takes one image, or draws for a batch at once: image by image
     asks:     what the scores are made: `scores` as the model gives them, or `probabilities`
     budget:   the parameter that takes eps
+    classes:  the fewest that its code takes; a model of fewer is shown with more, that never win
     step:     the step's length where it is not given, in eps: 'all' of it, or 'reach', 2.5 eps by
               all steps together; '' where there is none
     withheld: parameters that are no options here, left at the library's default
@@ -53,6 +54,7 @@ class Member:
     alone: bool = False
     asks: Literal["scores", "probabilities"] = "scores"
     budget: str = "eps"
+    classes: int = 2
     step: Literal["", "all", "reach"] = ""
     withheld: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
