@@ -20,10 +20,8 @@ def lacking(spec: Spec) -> str:
         found = version_of(requirement.name)
         if not found or not requirement.specifier.contains(found, prereleases=True):
             instead = f" ({found} is)" if found else ""
-            return (
-                f"{spec.name} needs {requirement}, which is not installed{instead}: "
-                f"pip install {package!r}"
-            )
+            remedy = f": pip install {package!r}" if package else "; no such release is known"
+            return f"{spec.name} needs {requirement}, which is not installed{instead}{remedy}"
     return ""
 
 

@@ -106,13 +106,17 @@ def _find(kind: str, name: str, catalogue: Catalogue) -> Entry[Any] | None:
 
 def _explain(name: str, catalogue: Catalogue) -> Any:
     """Raise the most helpful of the three look-ups' errors."""
-    errors: list[HarnessError] = []
+    errors: list[tuple[bool, HarnessError]] = []
     for kind in GIVEN:
+        entries: dict[str, Entry[Any]] = dict(getattr(catalogue, f"{kind}s"))
+        family = f"{name.partition(':')[0]}:"
+        kin = any(entry.spec.name.startswith(family) for entry in entries.values())
         try:
             getattr(catalogue, kind)(name)
         except HarnessError as error:
-            errors.append(error)
-    raise max(errors, key=lambda e: ("did you mean" in str(e), e.exit_code))
+            errors.append((kin, error))
+    _, best = max(errors, key=lambda e: (e[0], "did you mean" in str(e[1]), e[1].exit_code))
+    raise best
 
 
 def _facts(kind: str, entry: Entry[Any]) -> dict[str, Any]:

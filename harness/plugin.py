@@ -42,8 +42,9 @@ class Spec:
               own (`art:DeepFool`); short while it is unique, else `dist/name`
     factory:  `"package.module:Class"`, a frozen dataclass whose fields are its options
     version:  raised whenever the outputs change: it is part of every record's identity
-    requires: (requirement, what pip is to install for it): distributions that it needs and that
-              its own need not bring; without them, what it would do is `incompatible`
+    requires: (requirement, what pip is to install for it, '' where nothing helps): distributions
+              that it needs and that its own need not bring; without them, what it would do is
+              `incompatible`
     """
 
     name: str

@@ -147,12 +147,17 @@ def _called(name: str, entries: Mapping[str, Entry[S]]) -> list[Entry[S]]:
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
-    """What may have been meant, in whatever case it was typed: a name, or an option of one."""
+    """What may have been meant, in whatever case it was typed: a name, an option of one, or a
+    member of a family."""
     plain, colon, word = name.partition(":")
-    if colon and plain in (known := set(known)):
+    known = set(known)
+    if colon and plain in known:
         return f", did you mean '{plain}:{word}=…'?"
-    cases = {k.lower(): k for k in known}
-    close = did_you_mean(name.lower(), cases)
+    members = {k.partition(":")[2]: k for k in sorted(known) if k.startswith(f"{plain}:")}
+    cases = {m.lower(): k for m, k in members.items()} or {k.lower(): k for k in known}
+    close = did_you_mean(word.lower() if members else name.lower(), cases)
+    if members and not close:
+        return f", did you mean one of {plain}'s: {', '.join(members)}?"
     return close and re.sub(r"'([^']+)'", lambda found: repr(cases[found[1]]), close)
 
 

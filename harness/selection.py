@@ -22,7 +22,10 @@ from typing import Any
 from harness.errors import UsageError
 from harness.plugin import Selection
 
-FORM = "the form is name:option=value,option=value, a selection as a value in parentheses"
+FORM = (
+    "the form is name:option=value,option=value, a selection as a value in parentheses; another "
+    "library's attack is library:Name, its options after a second colon"
+)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MEMBER = re.compile(r"[A-Za-z0-9][\w.-]*")
 _KEY = re.compile(r"[A-Za-z_]\w*")

@@ -173,6 +173,8 @@ def test_options_are_read_and_typed(text, expected):
         ("art:DeepFol", "did you mean 'art:DeepFool'"),
         ("art:deepfool", "did you mean 'art:DeepFool'"),
         ("cleverhans:carlini_wagner", "did you mean 'cleverhans:carlini_wagner_l2'"),
+        ("art", "did you mean one of art's: AutoAttack, "),
+        ("cleverhans:DeepFool", "did you mean one of cleverhans's: carlini_wagner_l2, "),
         ("pgd:steps", "did you mean 'pgd:steps=…'?"),
         pytest.param("art:DeepFool:steps=3", "no option 'steps'", marks=LIBRARIES["art"]),
         pytest.param("art:DeepFool:max_iter=x", "expected int", marks=LIBRARIES["art"]),
@@ -272,6 +274,20 @@ def test_what_is_not_installed_can_be_shown(without, called):
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("art", "no attack is called 'art', did you mean one of art's: "),
+        ("art:Nope", "no attack is called 'art:Nope', did you mean one of art's: "),
+        ("art:DeepFol", "no attack is called 'art:DeepFol', did you mean 'art:DeepFool'?"),
+    ],
+)
+def test_showing_what_is_not_there_tells_of_the_attacks(name, said, called):
+    code, _, err = called("show", name)
+    assert code == 2
+    assert said in err
+
+
+@pytest.mark.parametrize(
     ("name", "part"), [("AutoAttack", "multiprocess"), ("BrendelBethgeAttack", "numba")]
 )
 @LIBRARIES["art"]
@@ -285,7 +301,9 @@ def test_what_a_library_does_not_declare_is_asked_for(name, part, without, plann
 @LIBRARIES["cleverhans"]
 def test_the_broken_one_is_incompatible(planned):
     if importlib.metadata.version("cleverhans") == "4.0.0":
-        assert planned("cleverhans:semantic")["cleverhans:semantic"][0] == "incompatible"
+        state, reason = planned("cleverhans:semantic")["cleverhans:semantic"]
+        assert state == "incompatible"
+        assert "no such release is known" in reason
 
 
 def test_what_a_text_does_not_tell_is_left_to_the_library(tmp_path, monkeypatch):

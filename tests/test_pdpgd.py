@@ -306,6 +306,9 @@ def test_presets_are_what_was_published():
     assert thesis.rates(499) == pytest.approx((0.01, 0.1))
     assert paper.rates(0) == pytest.approx((paper.lr, 0.1))
     assert paper.rates(499) == pytest.approx((paper.lr / 100, 0.01))
+    assert thesis.finer.rates(0) == pytest.approx((0.01, 0.01))
+    assert thesis.finer.rates(499)[0] == pytest.approx(0.001)
+    assert paper.finer.rates(499) == pytest.approx((paper.lr / 1e4, 0.001))
     halfway = [replace(s, steps=3).rates(1)[0] / s.lr for s in (thesis, paper)]
     assert halfway == pytest.approx([0.505, 0.1])
     assert (thesis.start, thesis.loss, thesis.optimiser, thesis.c0) == (

@@ -7,7 +7,8 @@ Left out of ART, and why:
 
 * of objects, video, sound, malware or trees: AdversarialPatch and its kin, DPatch, RobustDPatch,
   AdversarialTexture, FrameSaliencyAttack, OverTheAirFlickering, CarliniWagnerASR, ImperceptibleASR,
-  Malware…, DecisionTreeAttack, Overload, SNAL, HighConfidenceLowUncertainty;
+  Malware…, DecisionTreeAttack, Overload, SNAL;
+* of Gaussian processes: HighConfidenceLowUncertainty;
 * of tables: LowProFool, which needs the importance of features;
 * of scenes: GRAPHITE (masks and a printed patch), LaserAttack (an image generator);
 * of sets of images: UniversalPerturbation, TargetedUniversalPerturbation: what a sample is given

@@ -14,7 +14,7 @@ _STEP = Instead(float | None, None, "length of a step; 2.5 eps / max_iter where 
 _DE = {"es": 1}  # differential evolution; CMA-ES, es=0, needs the undeclared package `cma`
 _OUTPUT = {"layer": -1}  # the scores: the only representation that a target shows
 _NUMBA = (("numba", "numba"),)
-_THREE = 3  # classes: two it takes for one output, which it refuses
+_THREE = 3  # classes: two are refused as one output, or a loss looks for the third score
 
 ART_REQUIRES = ("adversarial-robustness-toolbox", "robustness-harness[art]")
 
@@ -26,7 +26,7 @@ def _steps(file: str, summary: str, norms: tuple[str, ...] = _ALL, **more: Any) 
 
 def _auto(file: str, summary: str, **more: Any) -> Member:
     instead = {"eps_step": _ALL_OF_IT}
-    return Member(file, summary, _ALL, FIXED, step="all", instead=instead, **more)
+    return Member(file, summary, _ALL, FIXED, step="all", classes=_THREE, instead=instead, **more)
 
 
 _PGD = "attacks/evasion/projected_gradient_descent/projected_gradient_descent"

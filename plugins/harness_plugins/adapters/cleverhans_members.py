@@ -61,7 +61,7 @@ CLEVERHANS: dict[str, Member] = {
         needs="labels",
         paper="arXiv:1703.06857",
         deterministic=True,
-        requires=(("cleverhans>4.0.0", "cleverhans>4.0.0"),),
+        requires=(("cleverhans>4.0.0", ""),),
     ),
     "sparse_l1_descent": Member(
         f"{_CH}/sparse_l1_descent.py",

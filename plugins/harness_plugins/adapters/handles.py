@@ -26,6 +26,7 @@ from harness_plugins.adapters.signatures import OPAQUE, REQUIRED, Parameter, par
 
 REACH = 2.5  # all steps together go this many eps, as in the attacks of the harness's own
 ROUNDING = 1e-6  # entries that move less were scaled to and fro, and are not changed pixels
+BELOW = 10.0  # the scores of classes that are made up, so far below the model's least
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Oracle:
             return torch.nn.functional.one_hot(target.labels(x), self.classes).to(x.dtype)
         graph = self.member.needs == "gradients" and torch.is_grad_enabled() and x.requires_grad
         scores = target(x) if graph else target.scores(x)
-        if self.member.asks == "scores":
-            return scores
-        return torch.nn.functional.pad(scores.softmax(dim=1), (0, self.classes - target.classes))
+        if (missing := self.classes - target.classes) > 0:
+            never = scores.amin(dim=1, keepdim=True) - BELOW
+            scores = torch.cat([scores, never.expand(-1, missing)], dim=1)
+        return scores.softmax(dim=1) if self.member.asks == "probabilities" else scores
 
 
 class Run(Protocol):

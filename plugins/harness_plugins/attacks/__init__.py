@@ -7,147 +7,153 @@ from functools import partial
 
 from harness.plugin import CORRUPTION, NORMS, AttackSpec, hookimpl
 
-
-@hookimpl
-def harness_attacks() -> Iterator[AttackSpec]:
-    yield AttackSpec(
+_FIXED_BUDGET = (
+    AttackSpec(
         "fgsm",
         "harness_plugins.attacks.pgd:FGSM",
         summary="one step of length eps up the loss",
         paper="arXiv:1412.6572",
         norms=("Linf", "L2", "L1"),
         deterministic=True,
-    )
-    yield AttackSpec(
+    ),
+    AttackSpec(
         "bim",
         "harness_plugins.attacks.pgd:BIM",
         summary="projected gradient descent from the clean image",
         paper="arXiv:1607.02533",
         norms=("Linf", "L2", "L1"),
         deterministic=True,
-    )
-    yield AttackSpec(
+    ),
+    AttackSpec(
         "pgd",
         "harness_plugins.attacks.pgd:PGD",
         summary="projected gradient descent from a random start",
         paper="arXiv:1706.06083",
         norms=("Linf", "L2", "L1"),
-    )
-    yield AttackSpec(
+    ),
+    AttackSpec(
         "mifgsm",
         "harness_plugins.attacks.mifgsm:MIFGSM",
         summary="iterated steps along the gradients' momentum",
         paper="arXiv:1710.06081",
         norms=("Linf", "L2"),
         deterministic=True,
-    )
-    yield AttackSpec(
+    ),
+    AttackSpec(
         "slide",
         "harness_plugins.attacks.slide:SLIDE",
         summary="projected gradient descent with sparse L1 steps",
         paper="arXiv:1904.13000",
         norms=("L1",),
-    )
-    yield AttackSpec(
+    ),
+    AttackSpec(
         "daa",
         "harness_plugins.attacks.daa:DAA",
         summary="projected gradient descent of particles that a kernel couples",
         paper="arXiv:1808.05537",
         norms=("Linf",),
-    )
-    yield from _minimum_norm()
-    yield AttackSpec(
-        "gaussian_noise",
-        "harness_plugins.attacks.noise:GaussianNoise",
-        summary="Gaussian noise of standard deviation σ, clipped to the box: a corruption",
-        norms=(CORRUPTION,),
-        needs="labels",
-    )
-    yield AttackSpec(
-        "uniform_noise",
-        "harness_plugins.attacks.noise:UniformNoise",
-        summary="the first of several random points of the ball that is misclassified",
-        norms=NORMS,
-        needs="labels",
-    )
+    ),
+)
 
-
-def _minimum_norm() -> Iterator[AttackSpec]:
-    minimum = partial(AttackSpec, kind="minimum-norm")
-    yield minimum(
+_minimum = partial(AttackSpec, kind="minimum-norm")
+_MINIMUM_NORM = (
+    _minimum(
         "deepfool",
         "harness_plugins.attacks.deepfool:DeepFool",
         summary="from one linearised decision boundary to the next",
         paper="arXiv:1511.04599",
         norms=("L2", "Linf"),
         deterministic=True,
-    )
-    yield minimum(
+    ),
+    _minimum(
         "high_confidence",
         "harness_plugins.attacks.high_confidence:HighConfidence",
         summary="past the nearest boundary until the new class is as sure as the old one was",
         paper="arXiv:1810.12576",
         norms=("L2",),
         deterministic=True,
-    )
-    yield minimum(
+    ),
+    _minimum(
         "sparsefool",
         "harness_plugins.attacks.sparsefool:SparseFool",
         summary="few pixels, to a boundary linearised where DeepFool ends",
         paper="arXiv:1811.02248",
         norms=("L1",),
         deterministic=True,
-    )
-    yield minimum(
+    ),
+    _minimum(
         "cw",
         "harness_plugins.attacks.cw:CW",
         summary="Carlini and Wagner's L2 attack",
         paper="arXiv:1608.04644",
         norms=("L2",),
         deterministic=True,
-    )
-    yield minimum(
+    ),
+    _minimum(
         "ead",
         "harness_plugins.attacks.ead:EAD",
         summary="the elastic-net attack",
         paper="arXiv:1709.04114",
         norms=("L1", "L2"),
         deterministic=True,
-    )
-    yield minimum(
+    ),
+    _minimum(
         "lbfgs",
         "harness_plugins.attacks.lbfgs:LBFGS",
         summary="box-constrained L-BFGS with a line search on c",
         paper="arXiv:1312.6199",
         norms=("L2",),
         deterministic=True,
-    )
-    yield minimum(
+    ),
+    _minimum(
         "ddn",
         "harness_plugins.attacks.ddn:DDN",
         summary="decoupled direction and norm",
         paper="arXiv:1811.09600",
         norms=("L2",),
         deterministic=True,
-    )
-    yield minimum(
+    ),
+    _minimum(
         "fab",
         "harness_plugins.attacks.fab:FAB",
         summary="fast adaptive boundary: projections onto linearised boundaries",
         paper="arXiv:1907.02044",
         norms=("Linf", "L2", "L1"),
-    )
-    yield minimum(
+    ),
+    _minimum(
         "pdgd",
         "harness_plugins.attacks.pdpgd:PDGD",
         summary="primal-dual gradient descent",
         paper="arXiv:2106.01538",
         norms=("L2",),
-    )
-    yield minimum(
+    ),
+    _minimum(
         "pdpgd",
         "harness_plugins.attacks.pdpgd:PDPGD",
         summary="primal-dual proximal gradient descent",
         paper="arXiv:2106.01538",
         norms=("Linf", "L2", "L1", "L0"),
-    )
+    ),
+)
+
+_NOISE = (
+    AttackSpec(
+        "gaussian_noise",
+        "harness_plugins.attacks.noise:GaussianNoise",
+        summary="Gaussian noise of standard deviation σ, clipped to the box: a corruption",
+        norms=(CORRUPTION,),
+        needs="labels",
+    ),
+    AttackSpec(
+        "uniform_noise",
+        "harness_plugins.attacks.noise:UniformNoise",
+        summary="the first of several random points of the ball that is misclassified",
+        norms=NORMS,
+        needs="labels",
+    ),
+)
+
+
+@hookimpl
+def harness_attacks() -> Iterator[AttackSpec]:
+    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_NOISE)

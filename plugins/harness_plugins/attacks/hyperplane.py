@@ -64,11 +64,11 @@ def _level(weight: Tensor, stop: Tensor, product: Tensor, gap: Tensor) -> Tensor
     product: weight · stop
 
     By Newton's method. The sum is concave in τ, increasing, and linear between the stops, so from
-    the left the iterates rise to the solution and reach it exactly after finitely many steps. A row
-    that has its solution keeps it, whatever the others still do.
+    the left the iterates rise to the solution and reach it exactly, a stop or more in each step. A
+    row that has its solution keeps it, whatever the others still do.
     """
     tau = gap / weight.sum(dim=2).clamp_min(TINY)
-    while True:
+    for _ in range(weight.shape[2] + 1):
         before = tau
         for _ in range(4):  # so many between two looks at whether all are done
             free = stop > tau[:, :, None]
@@ -76,7 +76,8 @@ def _level(weight: Tensor, stop: Tensor, product: Tensor, gap: Tensor) -> Tensor
             rest = gap - product.masked_fill(free, 0.0).sum(dim=2)
             tau = torch.where(slope > 0, torch.maximum(tau, rest / slope), FULL)
         if torch.equal(tau, before):
-            return tau
+            break
+    return tau
 
 
 _MOVES = {"Linf": _move_linf, "L2": _move_l2, "L1": _move_l1}
