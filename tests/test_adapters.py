@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attack_kit import Double, Halfspace, draws, judged, small
 from support import board_text, run
 from torch import nn
 
@@ -26,7 +27,6 @@ from harness.outcome import Outcome
 from harness.plugin import ModelSpec
 from harness.predict import Predictor
 from harness.registry import discover
-from harness.rng import SampleRng
 from harness.selection import parse_selection
 from harness.target import Ledger, Source
 from harness.verify import Samples
@@ -36,7 +36,6 @@ from harness_plugins.adapters.cleverhans_members import CLEVERHANS
 from harness_plugins.adapters.handles import Oracle
 from harness_plugins.attacks.pgd import BIM, FGSM
 
-CPU = torch.device("cpu")
 HOME = discover()
 NAMES = [*(f"art:{n}" for n in ART), *(f"cleverhans:{n}" for n in CLEVERHANS)]
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("art", "cleverhans")}
@@ -63,34 +62,13 @@ def attack(text):
     return resolved(text).component
 
 
-def draws(n, key="test"):
-    return SampleRng.keyed(key, ids=range(n), restart=0, device=CPU)
-
-
-def target_on(net, n, classes, level="gradients", budget=None):
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(Source(net, classes, 512), level, Ledger(n, budget), rows, weight, judged=True)
-
-
 def call(text, net, x, y, threat, classes=5):
     """The adapted attack's images and the ledger, at the level that it declares."""
     spec = resolved(text).entry.spec
-    target = target_on(net, len(x), classes, spec.needs)
+    target = judged(net, len(x), classes, spec.needs)
     with seeded(0):
         x_adv = attack(text)(target, x, y, threat, draws(len(x)))
     return x_adv, target.ledger
-
-
-class Halfspace(nn.Module):
-    """Scores (−z, z) with z = w·(x − ½) + b: class 1 until w·x falls."""
-
-    def __init__(self, w, b, dtype=torch.float32):
-        super().__init__()
-        self.w, self.b, self.dtype = w, b, dtype
-
-    def forward(self, x):
-        z = (x - 0.5).flatten(1) @ self.w + self.b
-        return torch.stack([-z, z], dim=1).to(self.dtype)
 
 
 class Stubborn(nn.Module):
@@ -101,12 +79,7 @@ class Stubborn(nn.Module):
         return torch.cat([z + 1e3, z, -z], dim=1)
 
 
-@pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 5)
-    ).requires_grad_(requires_grad=False)
+net = pytest.fixture(small)
 
 
 @pytest.fixture
@@ -404,7 +377,7 @@ def test_counts_of_a_batch_are_its_mean(text, net, images, asked):
 
 
 def test_a_pool_spreads_what_it_is_charged_exactly():
-    target = target_on(Stubborn(), 4, 3)
+    target = judged(Stubborn(), 4, 3)
     pooled = target.at(torch.tensor([1, 3, 2])).pooled()
     for m in (1, 1, 5, 2):
         pooled.scores(torch.zeros(m, 1, 2, 2))
@@ -439,7 +412,7 @@ def test_a_target_that_must_know_whose_images_it_is_asked_does_not_pool():
 def test_a_level_is_not_exceeded(text, level, norm, net, images):
     """The members' own levels are the least they can do with: below, the target refuses."""
     y = net(images).argmax(dim=1)
-    target = target_on(net, 1, 5, level)
+    target = judged(net, 1, 5, level)
     with pytest.raises(PluginError, match="the attack declared that it needs"):
         attack(text)(target, images[:1], y[:1], Threat(norm, 0.1), draws(1))
 
@@ -566,7 +539,8 @@ def test_distances_on_a_linear_model_are_near_the_optimum_and_never_below(
         optimum = float((gain < b).sum()) + 1
     else:
         optimum = b / float(threat.geometry.dual.size(w[None]))
-    net = Halfspace(w, b, dtype)
+    answer = Double() if dtype == torch.float64 else nn.Identity()
+    net = nn.Sequential(Halfspace(w, b), answer)
     x_adv, _ = call(text, net, x, y, threat, classes=2)
     assert net(x_adv).argmax(dim=1) == 0
     assert x_adv.dtype == torch.float32

@@ -8,33 +8,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+from attack_kit import CPU, Halfspace, draws, grey, judged, small
 from torch import nn
 from torch.nn import functional
 
 from harness.api import Target, Threat
 from harness.errors import PluginError
 from harness.rng import SampleRng
-from harness.target import Ledger, Source
 from harness_plugins.attacks import harness_attacks
 from harness_plugins.attacks.noise import GaussianNoise, UniformNoise
 from harness_plugins.attacks.pgd import BIM, FGSM, PGD
 
-CPU = torch.device("cpu")
 NORMS = ["Linf", "L2", "L1"]
 BUDGETS = {"Linf": 0.1, "L2": 0.4, "L1": 0.9, "L0": 3.0, "corruption": 0.2}
 GRADIENT_ATTACKS = [FGSM(), BIM(), PGD(), PGD(steps=7, rel_step=0.25, loss="margin")]
-
-
-class Halfspace(nn.Module):
-    """Scores (-z, z) with z = w·x: the true class 1 loses as w·x falls."""
-
-    def __init__(self, w):
-        super().__init__()
-        self.w = w
-
-    def forward(self, x):
-        z = x.flatten(1) @ self.w
-        return torch.stack([-z, z], dim=1)
 
 
 class Brightness(nn.Module):
@@ -49,31 +36,13 @@ class Brightness(nn.Module):
         return torch.stack([-z, z], dim=1)
 
 
-@pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 5)
-    ).requires_grad_(requires_grad=False)
+net = pytest.fixture(small)
 
 
 @pytest.fixture
 def images():
     """Inside the box by more than any budget here, so that it is never met: (16, 1, 8, 8)."""
-    rng = torch.Generator().manual_seed(1)
-    return 0.45 + 0.1 * torch.rand(16, 1, 8, 8, generator=rng)
-
-
-def draws(n, key="test"):
-    return SampleRng.keyed(key, ids=range(n), restart=0, device=CPU)
-
-
-def judged(net, n, classes, level="gradients"):
-    """A target as an attack cell has it: samples may leave, queries are counted by sample."""
-    ledger = Ledger(n)
-    source = Source(net, classes, chunk=512)
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(source, level, ledger, rows, weight, judged=True), ledger
+    return grey(16, (1, 8, 8))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -89,7 +58,7 @@ def test_reaches_the_worst_case_of_a_linear_model(attack, loss, norm):
     threat = Threat(norm, 0.1)
     options = {} if attack is FGSM else {"steps": 100, "rel_step": 0.05}
 
-    target = Target.around(Halfspace(w), classes=2)
+    target = Target.around(Halfspace(w, centre=0.0), classes=2)
     x_adv = attack(loss=loss, **options)(target, x, y, threat, draws(8))
 
     fall = (x - x_adv).flatten(1) @ w
@@ -118,7 +87,7 @@ def test_a_budget_of_zero_changes_nothing(attack, norm, net, images):
     supported = next(s for s in harness_attacks() if load_factory_of(s) is type(attack)).norms
     if norm in supported:
         y = net(images).argmax(dim=1)
-        target, _ = judged(net, 16, 5)
+        target = judged(net, 16, 5)
         x_adv = attack(target, images, y, Threat(norm, 0.0), draws(16))
         assert torch.equal(x_adv, images)
 
@@ -236,7 +205,7 @@ def test_pgd_starts_at_random_and_bim_does_not(net, images):
 def test_a_sample_does_not_depend_on_its_batch(attack, net, images):
     y = net(images).argmax(dim=1)
     threat = Threat("L2", 0.8)
-    target, _ = judged(net, 16, 5)
+    target = judged(net, 16, 5)
     whole = attack(target, images, y, threat, draws(16))
     rows = torch.tensor([3, 8, 15])
     few = attack(target.at(rows), images[rows], y[rows], threat, draws(16).at(rows))
@@ -256,10 +225,10 @@ def test_samples_that_are_fooled_leave(images):
     """Fooled ones cost no more, come back fooled, and change nothing for the others."""
     w = torch.randn(64, generator=torch.Generator().manual_seed(3))
     z = images.flatten(1) @ w
-    net = nn.Sequential(Halfspace(w))
+    net = nn.Sequential(Halfspace(w, centre=0.0))
     y = (z > 0).long()
     threat = Threat("Linf", float(z.abs().median() / w.abs().sum()))  # half of them can be fooled
-    target, ledger = judged(net, 16, 2)
+    target = judged(net, 16, 2)
 
     left = BIM(steps=20)(target, images, y, threat, draws(16))
     stayed = BIM(steps=20)(Target.around(net, 2), images, y, threat, draws(16))
@@ -268,12 +237,12 @@ def test_samples_that_are_fooled_leave(images):
     assert 4 < fooled.sum() < 12
     assert torch.equal(net(left).argmax(dim=1) != y, fooled)
     assert torch.equal(left[~fooled], stayed[~fooled])
-    assert (ledger.forward[~fooled.numpy()] == 20).all()
-    assert (ledger.forward[fooled.numpy()] < 20).any()
+    assert (target.ledger.forward[~fooled.numpy()] == 20).all()
+    assert (target.ledger.forward[fooled.numpy()] < 20).any()
 
 
 def test_dlr_needs_three_classes(images):
-    target = Target.around(Halfspace(torch.ones(64)), 2)
+    target = Target.around(Halfspace(torch.ones(64), centre=0.0), 2)
     with pytest.raises(PluginError, match="3 classes"):
         PGD(loss="dlr")(target, images, torch.ones(16).long(), Threat("Linf", 0.1), draws(16))
 
@@ -306,13 +275,13 @@ class Scaled(nn.Module):
 
 def test_gaussian_noise_has_the_severity_asked_for():
     x = torch.full((50, 1, 20, 20), 0.5)
-    target, ledger = judged(Brightness(0.5), 50, 2, "labels")
+    target = judged(Brightness(0.5), 50, 2, "labels")
     noisy = GaussianNoise()(target, x, torch.zeros(50).long(), Threat("corruption", 0.1), draws(50))
     noise = noisy - x
     assert noise.std().item() == pytest.approx(0.1, rel=0.02)
     assert abs(noise.mean().item()) < 0.003
     assert len(noise.flatten(1).sum(dim=1).unique()) == 50
-    assert not ledger.forward.any()
+    assert not target.ledger.forward.any()
 
 
 def test_gaussian_noise_is_clipped_to_the_box():
@@ -331,7 +300,7 @@ def test_uniform_noise_keeps_the_first_draw_that_fools(norm):
     y = torch.zeros(40, dtype=torch.long)
     threat = Threat(norm, BUDGETS[norm])
     net = Brightness(0.5 + {"Linf": 0.015, "L2": 0.02, "L1": 0.01, "L0": 0.02}[norm])
-    target, ledger = judged(net, 40, 2, "labels")
+    target = judged(net, 40, 2, "labels")
     x_adv = UniformNoise(draws=4)(target, x, y, threat, draws(40))
 
     asked = []
@@ -344,7 +313,7 @@ def test_uniform_noise_keeps_the_first_draw_that_fools(norm):
             queries += 1
         asked.append(queries)
         assert torch.equal(tried[0], x_adv[i])
-    assert asked == ledger.forward.tolist()
+    assert asked == target.ledger.forward.tolist()
     assert set(asked) == {1, 2, 3, 4}
     assert threat.allows(x_adv, x).all()
 

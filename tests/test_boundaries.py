@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from attack_kit import judged
 from torch import nn
 
-from harness.target import Ledger, Source, Target
+from harness.target import Target
 from harness_plugins.attacks.boundaries import boundaries
 
 SHAPE = (2, 4, 4)
@@ -36,16 +36,10 @@ def x():
     return torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(1)).double()
 
 
-def counted(net, n, classes):
-    ledger = Ledger(n)
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(Source(net, classes, 512), "gradients", ledger, rows, weight, judged=True), ledger
-
-
 @pytest.mark.parametrize("most", [None, 1, 3, 4, 9])
 def test_gaps_and_normals_are_the_jacobians(net, x, most):
     y = torch.tensor([0, 1, 2, 3, 4, 0, 1])
-    target, ledger = counted(net, 7, 5)
+    target = judged(net, 7, 5)
     near = boundaries(target, x, y, most)
 
     m = min(most or 4, 4)
@@ -60,8 +54,8 @@ def test_gaps_and_normals_are_the_jacobians(net, x, most):
             torch.testing.assert_close(
                 near.gap[i, place], (net(x)[i, j] - net(x)[i, y[i]]).detach()
             )
-    assert ledger.forward.tolist() == [1] * 7
-    assert ledger.backward.tolist() == [m] * 7
+    assert target.ledger.forward.tolist() == [1] * 7
+    assert target.ledger.backward.tolist() == [m] * 7
 
 
 def test_the_most_are_those_that_score_highest(net, x):

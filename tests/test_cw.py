@@ -2,83 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
 import pytest
 import torch
+from attack_kit import Double, digits, halfspace, judged, run
 from torch import nn
-from torch.nn import functional
 
-from harness.api import Target, Threat, margin
-from harness.rng import SampleRng
-from harness.target import Ledger, Source
+from harness.api import Threat, margin
 from harness_plugins.attacks.cw import CW
 from harness_plugins.attacks.penalty import Schedule, Search
 
-CPU = torch.device("cpu")
-FREE = Threat("L2", math.inf)
 AUTHORS = CW(steps=99, search_steps=1, c=5.0, lr_end=1.0, abort_early=False, shrink=1e-6)
-
-
-class Halfspace(nn.Module):
-    """Scores (−z, z) with z = w · (x − ½)."""
-
-    def __init__(self, w):
-        super().__init__()
-        self.w = w
-
-    def forward(self, x):
-        z = (x - 0.5).flatten(1) @ self.w.to(x)
-        return torch.stack([-z, z], dim=1)
-
-
-def halfspace(n=12):
-    rng = torch.Generator().manual_seed(3)
-    net = Halfspace(torch.randn(12, generator=rng))
-    x = 0.5 + 0.02 * torch.randn(n, 1, 3, 4, generator=rng)
-    return net, x, net(x).argmax(dim=1)
 
 
 def optimum(net, x):
     return ((x - 0.5).flatten(1) @ net.w).abs() / net.w.norm()
-
-
-@functools.cache
-def digits(n=32):
-    """A network that has learnt the digits, and images of them that it has right; 8 × 8 pixels,
-    half of them 0 or 1."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    x = torch.from_numpy(raw.images[:, None] / 16).float()
-    y = torch.from_numpy(raw.target).long()
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    for _ in range(150):
-        parameters = list(net.parameters())
-        loss = functional.cross_entropy(net(x[:1200]), y[:1200])
-        gradients = torch.autograd.grad(loss, parameters)
-        with torch.no_grad():
-            for parameter, g in zip(parameters, gradients, strict=True):
-                parameter.sub_(g)
-    net.requires_grad_(requires_grad=False)
-    right = 1200 + (net(x[1200:]).argmax(dim=1) == y[1200:]).nonzero()[:n, 0]
-    return net, x[right], y[right]
-
-
-def judged(net, n, classes):
-    ledger = Ledger(n)
-    source = Source(net, classes, chunk=512)
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(source, "gradients", ledger, rows, weight, judged=True), ledger
-
-
-def attacked(attack, net, x, y):
-    target, ledger = judged(net, len(x), net(x).shape[1])
-    draws = SampleRng.keyed("test", ids=range(len(x)), restart=0, device=CPU)
-    return attack(target, x, y, FREE, draws), ledger
 
 
 def lengths(x_adv, x):
@@ -87,7 +27,7 @@ def lengths(x_adv, x):
 
 def test_comes_near_the_boundary_of_a_linear_model():
     net, x, y = halfspace()
-    x_adv, _ = attacked(CW(lr=0.01, lr_end=0.01), net, x, y)
+    x_adv, _ = run(CW(lr=0.01, lr_end=0.01), net, x, y)
     assert (net(x_adv).argmax(dim=1) != y).all()
     assert (lengths(x_adv, x) >= optimum(net, x) * (1 - 1e-5)).all()
     assert (lengths(x_adv, x) <= optimum(net, x) * 1.03 + 3e-4).all()
@@ -104,7 +44,7 @@ def test_a_round_is_cleverhanss():
     """The authors' constants: as many images are looked at, the clean one among them."""
     net, x, y = digits()
     theirs = cleverhans(net, x, y, 1, 5.0)
-    ours, ledger = attacked(AUTHORS, net, x, y)
+    ours, ledger = run(AUTHORS, net, x, y)
     fooled = net(theirs).argmax(dim=1) != y
     assert fooled.double().mean() > 0.9
     assert torch.equal(net(ours).argmax(dim=1) != y, fooled)
@@ -120,7 +60,7 @@ def test_is_no_further_than_cleverhanss():
     x, y = x[:16], y[:16]
     theirs = lengths(cleverhans(net, x, y, 9, 0.01), x)
     for attack, most in ((CW(), 800), (CW(abort_early=False), 901)):
-        x_adv, ledger = attacked(attack, net, x, y)
+        x_adv, ledger = run(attack, net, x, y)
         assert (net(x_adv).argmax(dim=1) != y).all()
         assert lengths(x_adv, x).mean() <= 1.005 * theirs.mean()
         assert ledger.forward.mean() <= most
@@ -130,9 +70,9 @@ def test_is_no_further_than_cleverhanss():
 def test_each_round_begins_anew():
     """After a round without success, the next is what it would have been as the first."""
     net, x, y = digits()
-    one = attacked(CW(search_steps=1, c=0.0625), net, x, y)[0]
-    two = attacked(CW(search_steps=2, c=0.0625), net, x, y)[0]
-    tenfold = attacked(CW(search_steps=1, c=0.625), net, x, y)[0]
+    one = run(CW(search_steps=1, c=0.0625), net, x, y)[0]
+    two = run(CW(search_steps=2, c=0.0625), net, x, y)[0]
+    tenfold = run(CW(search_steps=1, c=0.625), net, x, y)[0]
     failed = net(one).argmax(dim=1) == y
     assert failed.sum() > 8
     assert torch.equal(two[failed], tenfold[failed])
@@ -145,7 +85,7 @@ def test_saturated_pixels_move_and_dead_ones_stay_what_they_are():
     x = torch.rand(10, 1, 3, 4, generator=torch.Generator().manual_seed(4)).round()
     x[..., 3] = torch.tensor([0.1, 1 / 3, 0.7])  # not kept by a way through tanh and back
     y = net(x).argmax(dim=1)
-    x_adv, _ = attacked(CW(), net, x, y)
+    x_adv, _ = run(CW(), net, x, y)
     assert (net(x_adv).argmax(dim=1) != y).all()
     assert torch.equal(x_adv[..., 3], x[..., 3])
     assert ((x_adv - x).abs().flatten(1).amax(dim=1) > 0.02).all()
@@ -158,8 +98,8 @@ def test_pixels_that_have_not_far_to_go_need_no_shrink():
     net, _, _ = halfspace()
     x = torch.rand(10, 1, 3, 4, generator=torch.Generator().manual_seed(4)).round()
     y = net(x).argmax(dim=1)
-    near, _ = attacked(CW(), net, x, y)
-    stuck, _ = attacked(CW(shrink=1e-6), net, x, y)
+    near, _ = run(CW(), net, x, y)
+    stuck, _ = run(CW(shrink=1e-6), net, x, y)
     gone = (net(stuck).argmax(dim=1) != y) & (lengths(stuck, x) <= lengths(near, x) * 1.01)
     assert (net(near).argmax(dim=1) != y).all()
     assert gone.double().mean() < 0.5
@@ -169,7 +109,7 @@ def test_confidence_is_kept():
     """κ, and not much more of it than needed."""
     net, x, y = halfspace()
     for confidence in (0.1, 0.5):
-        x_adv, _ = attacked(CW(confidence=confidence, lr=0.02), net, x, y)
+        x_adv, _ = run(CW(confidence=confidence, lr=0.02), net, x, y)
         ahead = margin(net(x_adv), y)
         assert (ahead >= confidence).all()
         assert (ahead <= 1.1 * confidence).all()
@@ -187,7 +127,7 @@ def test_what_cannot_be_helped_costs_one_pass():
 
     x[3:6, 0, 0, 0] = 0.25
     y[3:6] = net(x[3:6]).argmax(dim=1)
-    x_adv, ledger = attacked(CW(), Flat(), x, y)
+    x_adv, ledger = run(CW(), Flat(), x, y)
     assert torch.equal(x_adv[:6], x[:6])
     assert (ledger.forward[:6] == 1).all()
     assert (ledger.forward[6:] > 100).all()
@@ -207,8 +147,8 @@ def test_gradients_that_are_not_finite_harm_nobody():
 
     x[:3, 0, 0, 0] = 0.25
     y = net(x).argmax(dim=1)
-    x_adv, _ = attacked(CW(), Torn(), x, y)
-    alone, _ = attacked(CW(), net, x, y)
+    x_adv, _ = run(CW(), Torn(), x, y)
+    alone, _ = run(CW(), net, x, y)
     assert x_adv.isfinite().all()
     assert (net(x_adv).argmax(dim=1) != y).all()
     assert torch.equal(x_adv[3:], alone[3:])
@@ -216,18 +156,18 @@ def test_gradients_that_are_not_finite_harm_nobody():
 
 def test_a_sample_does_not_depend_on_its_batch():
     net, x, y = digits()
-    whole, counted = attacked(CW(steps=25), net, x, y)
+    whole, counted = run(CW(steps=25), net, x, y)
     assert len(set(counted.forward.tolist())) > 3  # they leave at many moments
     for rows in ([0], [5, 6, 7], [31, 2]):
-        few, ledger = attacked(CW(steps=25), net, x[rows], y[rows])
+        few, ledger = run(CW(steps=25), net, x[rows], y[rows])
         assert torch.equal(few, whole[rows])
         assert (ledger.forward == counted.forward[rows]).all()
 
 
 def test_aborting_early_costs_little():
     net, x, y = digits()
-    full, all_passes = attacked(CW(abort_early=False), net, x, y)
-    short, fewer = attacked(CW(), net, x, y)
+    full, all_passes = run(CW(abort_early=False), net, x, y)
+    short, fewer = run(CW(), net, x, y)
     assert lengths(short, x).mean() <= 1.01 * lengths(full, x).mean()
     assert fewer.forward.mean() < 0.9 * all_passes.forward.mean()
 
@@ -235,17 +175,12 @@ def test_aborting_early_costs_little():
 def test_double_precision_scores_and_other_boxes():
     net, x, y = halfspace()
     doubled = nn.Sequential(Double(), net)
-    x_adv, _ = attacked(CW(), doubled, x, y)
+    x_adv, _ = run(CW(), doubled, x, y)
     assert x_adv.dtype == torch.float32
     assert (doubled(x_adv).argmax(dim=1) != y).all()
-    target, _ = judged(net, len(x), 2)
+    target = judged(net, len(x), 2)
     wide = CW(lr=0.005)(target, x, y, Threat("L2", math.inf, low=-1.0, high=2.0), None)
     assert (lengths(wide, x) <= optimum(net, x) * 1.1 + 1e-3).all()
-
-
-class Double(nn.Module):
-    def forward(self, x):
-        return x.double()
 
 
 @pytest.mark.parametrize("smallest", [0.005, 0.3, 37.0])

@@ -7,38 +7,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from attack_kit import draws, judged, small
 from torch import nn
 
 from harness.api import Threat
-from harness.rng import SampleRng
-from harness.target import Ledger, Source, Target
+from harness.target import Target
 from harness_plugins.attacks.daa import DAA, pull
 from harness_plugins.attacks.pgd import PGD
 
-CPU = torch.device("cpu")
 THREAT = Threat("Linf", 0.06)
 
 
-@pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 5)
-    ).requires_grad_(requires_grad=False)
+net = pytest.fixture(small)
 
 
 @pytest.fixture
 def images():
     return 0.4 + 0.2 * torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def draws(n):
-    return SampleRng.keyed("test", ids=range(n), restart=0, device=CPU)
-
-
-def judged(net, n, classes=5):
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(Source(net, classes, 512), "gradients", Ledger(n), rows, weight, judged=True)
 
 
 def particles(n=3, m=6, seed=2):

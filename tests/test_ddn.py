@@ -7,39 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from attack_kit import SHAPE, Halfspace, Patchy, corners, curved, run
 from torch.nn import functional
 
-from harness.api import Threat
-from harness.rng import SampleRng
-from harness.target import Ledger, Source, Target
 from harness_plugins.attacks.ddn import DDN
-
-CPU = torch.device("cpu")
-SHAPE = (1, 6, 6)
-
-
-def curved():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(96, 5))
-    with torch.no_grad():
-        net[0].weight *= 4
-    return net.double().requires_grad_(requires_grad=False)
-
-
-def images(n=10):
-    """Most pixels are exactly 0 or 1."""
-    rng = torch.Generator().manual_seed(1)
-    return (1.6 * torch.rand(n, *SHAPE, generator=rng) - 0.3).clamp(0, 1)
-
-
-def run(attack, net, x, y=None, classes=5):
-    n, ledger = len(x), Ledger(len(x))
-    y = net(x).argmax(dim=1) if y is None else y
-    source, rows, weight = Source(net, classes, 512), np.arange(n), np.ones(n, np.int64)
-    target = Target(source, "gradients", ledger, rows, weight, judged=True)
-    rng = SampleRng.keyed("test", ids=range(n), restart=0, device=CPU)
-    return attack(target, x, y, Threat("L2", math.inf), rng), ledger
 
 
 def reference(net, x, y, attack):
@@ -70,7 +41,7 @@ def reference(net, x, y, attack):
     [DDN(steps=30), DDN(steps=1), DDN(10, gamma=0.3, init_norm=4.0), DDN(steps=20, levels=16)],
 )
 def test_is_a_plain_loop_over_the_samples(attack):
-    net, x = curved(), images().double()
+    net, x = curved(), corners().double()
     y = net(x).argmax(dim=1)
     x_adv, _ = run(attack, net, x)
     expected = torch.stack([reference(net, *sample, attack) for sample in zip(x, y, strict=True)])
@@ -78,26 +49,15 @@ def test_is_a_plain_loop_over_the_samples(attack):
     assert (x_adv != x).flatten(1).any(dim=1).all() == (attack.steps > 1)
 
 
-class Halfspace(nn.Module):
-    """Scores (-z, z), z = w·x − level."""
-
-    def __init__(self, w, level):
-        super().__init__()
-        self.w, self.level = w, level
-
-    def forward(self, x):
-        z = x.flatten(1) @ self.w - self.level
-        return torch.stack([-z, z], dim=1)
-
-
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_is_near_the_optimum_of_a_linear_model(loss):
     rng = torch.Generator().manual_seed(2)
     w = torch.randn(36, generator=rng)
     x = 0.4 + 0.2 * torch.rand(20, *SHAPE, generator=rng)
-    net = Halfspace(w, float(w.sum() / 2))
-    optimum = (x.flatten(1) @ w - net.level).abs() / w.norm()
-    x_adv, _ = run(DDN(loss=loss), net, x, classes=2)
+    level = float(w.sum() / 2)
+    net = Halfspace(w, -level, centre=0.0)
+    optimum = (x.flatten(1) @ w - level).abs() / w.norm()
+    x_adv, _ = run(DDN(loss=loss), net, x)
     found = (x_adv - x).flatten(1).norm(dim=1)
     assert (net(x_adv).argmax(dim=1) != net(x).argmax(dim=1)).all()
     assert (found >= optimum * (1 - 1e-5)).all()
@@ -105,7 +65,7 @@ def test_is_near_the_optimum_of_a_linear_model(loss):
 
 
 def test_costs_its_steps_and_a_sample_that_is_wrong_at_first_costs_one():
-    net, x = curved(), images().double()
+    net, x = curved(), corners().double()
     y = net(x).argmax(dim=1)
     y[3] = (y[3] + 1) % 5
     x_adv, ledger = run(DDN(steps=12), net, x, y)
@@ -116,7 +76,7 @@ def test_costs_its_steps_and_a_sample_that_is_wrong_at_first_costs_one():
 
 @pytest.mark.parametrize("levels", [2, 16, 256])
 def test_levels_are_of_the_box(levels):
-    net, x = curved().float(), images()
+    net, x = curved().float(), corners()
     x_adv, _ = run(DDN(steps=20, levels=levels), net, x)
     moved = (x_adv != x).flatten(1).any(dim=1)
     on_grid = x_adv[moved] * (levels - 1)
@@ -126,22 +86,8 @@ def test_levels_are_of_the_box(levels):
     assert x_adv.max() <= 1
 
 
-class Patchy(nn.Module):
-    """Constant where the first pixel is 0, and without a gradient there where it is 1/2."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        first = x[:, 0, 0, 0]
-        scores = self.net(x) + 0 * (first - 0.5).abs().sqrt()[:, None]
-        flat = torch.tensor([1.0, 0, 0, 0, 0], dtype=x.dtype)
-        return torch.where((first == 0)[:, None], flat, scores)
-
-
 def test_gradients_of_zero_and_nan_stop_none_but_their_own():
-    net, x = curved(), 0.3 + 0.4 * images().double()
+    net, x = curved(), 0.3 + 0.4 * corners().double()
     x[4, 0, 0, 0], x[7, 0, 0, 0] = 0.0, 0.5
     x_adv, _ = run(DDN(steps=20), Patchy(net), x)
     clean, _ = run(DDN(steps=20), net, x)
@@ -155,7 +101,7 @@ def test_gradients_of_zero_and_nan_stop_none_but_their_own():
 
 @pytest.mark.parametrize("attack", [DDN(steps=15), DDN(steps=15, levels=256, loss="margin")])
 def test_a_sample_is_the_same_alone(attack):
-    net, x = curved().float(), images()
+    net, x = curved().float(), corners()
     whole, _ = run(attack, net, x)
     for i in (0, 4, 9):
         alone, _ = run(attack, net, x[i : i + 1])

@@ -4,67 +4,18 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from attack_kit import SHAPE, Patchy, corners, curved, grey, run, star
 from torch import nn
 
 from harness.api import Threat
-from harness.rng import SampleRng
-from harness.target import Ledger, Source, Target
 from harness_plugins.attacks.boundaries import Boundaries
 from harness_plugins.attacks.deepfool import PRESETS, DeepFool, toward
 
-CPU = torch.device("cpu")
-SHAPE = (1, 6, 6)
 NORMS = ["L2", "Linf"]
 NAMES = ["short", "A", "B", "C"]
 DUAL = {"L2": 2, "Linf": 1}
-
-
-class Affine(nn.Module):
-    """Scores W x + b whose boundaries all meet near the grey image."""
-
-    def __init__(self, classes, seed=0, spread=0.3):
-        super().__init__()
-        rng = torch.Generator().manual_seed(seed)
-        d = math.prod(SHAPE)
-        self.w = torch.randn(classes, d, generator=rng)
-        self.b = spread * torch.randn(classes, generator=rng) - self.w.sum(dim=1) / 2
-
-    def forward(self, x):
-        return x.flatten(1) @ self.w.to(x.dtype).T + self.b.to(x.dtype)
-
-
-def curved(seed=0):
-    """A small network in double precision, whose boundaries are curved."""
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(96, 5))
-    with torch.no_grad():
-        net[0].weight *= 4
-    return net.double().requires_grad_(requires_grad=False)
-
-
-def grey(n=12, seed=1):
-    """Images in the middle of the box."""
-    rng = torch.Generator().manual_seed(seed)
-    return 0.45 + 0.1 * torch.rand(n, *SHAPE, generator=rng)
-
-
-def corners(n=12, seed=1):
-    """Images of which most pixels are exactly 0 or 1."""
-    rng = torch.Generator().manual_seed(seed)
-    return (1.6 * torch.rand(n, *SHAPE, generator=rng) - 0.3).clamp(0, 1)
-
-
-def run(attack, net, x, norm, y=None, classes=5):
-    """The images, and what they cost."""
-    n, ledger = len(x), Ledger(len(x))
-    y = net(x).argmax(dim=1) if y is None else y
-    source, rows, weight = Source(net, classes, 512), np.arange(n), np.ones(n, np.int64)
-    target = Target(source, "gradients", ledger, rows, weight, judged=True)
-    rng = SampleRng.keyed("test", ids=range(n), restart=0, device=CPU)
-    return attack(target, x, y, Threat(norm, math.inf), rng), ledger
 
 
 def nearest(net, x, norm):
@@ -82,8 +33,8 @@ def nearest(net, x, norm):
 @pytest.mark.parametrize("preset", NAMES)
 @pytest.mark.parametrize("classes", [2, 5])
 def test_is_exact_on_a_linear_model_up_to_the_overshoot(preset, norm, classes):
-    net, x = Affine(classes), grey()
-    x_adv, _ = run(DeepFool(preset), net, x, norm, classes=classes)
+    net, x = star(classes), grey(12)
+    x_adv, _ = run(DeepFool(preset), net, x, norm=norm)
     found = Threat(norm, math.inf).distance(x_adv, x).float()
     optimum = nearest(net, x, norm)
     assert (net(x_adv).argmax(dim=1) != net(x).argmax(dim=1)).all()
@@ -96,18 +47,18 @@ def test_is_exact_on_a_linear_model_up_to_the_overshoot(preset, norm, classes):
 def test_one_step_is_enough_on_a_linear_model(preset, forward, norm):
     """A pass with k − 1 gradients and a pass that sees the label changed; C's second one is made
     for a next step, with gradients."""
-    net, x = Affine(5), grey()
+    net, x = star(5), grey(12)
     assert (nearest(net, x, norm) < PRESETS[preset, norm].max_step).all()
-    _, ledger = run(DeepFool(preset), net, x, norm)
+    _, ledger = run(DeepFool(preset), net, x, norm=norm)
     assert ledger.forward.tolist() == [forward] * 12
     assert ledger.backward.tolist() == [8 if preset == "C" else 4] * 12
 
 
 def test_the_overshoot_is_a_share_of_the_whole_way():
-    net, x = Affine(5), grey()
+    net, x = star(5), grey(12)
     found = {}
     for overshoot in (0.02, 0.5):
-        x_adv, _ = run(DeepFool("C", overshoot=overshoot), net, x, "L2")
+        x_adv, _ = run(DeepFool("C", overshoot=overshoot), net, x, norm="L2")
         found[overshoot] = (x_adv - x).flatten(1).norm(dim=1)
     torch.testing.assert_close(found[0.5] / found[0.02], torch.full((12,), 1.5 / 1.02))
 
@@ -183,9 +134,9 @@ def reference(net, x, norm, rule):
 @pytest.mark.parametrize("options", [{}, {"max_step": 0.2, "extra_step": 0.002, "steps": 9}])
 @pytest.mark.parametrize("images", [grey, corners])
 def test_is_a_plain_loop_over_the_samples(images, options, preset, norm):
-    net, x = curved(), images().double()
+    net, x = curved(), images(12).double()
     attack = DeepFool(preset, **options)
-    x_adv, _ = run(attack, net, x, norm)
+    x_adv, _ = run(attack, net, x, norm=norm)
     expected = torch.cat([reference(net, one[None], norm, attack.rule(norm)) for one in x])
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-9)
     assert (x_adv != x).flatten(1).any(dim=1).sum() >= 3
@@ -198,11 +149,11 @@ def test_comes_as_near_as_arts():
     from art.attacks.evasion import DeepFool as Theirs
     from art.estimators.classification import PyTorchClassifier
 
-    net, x = Affine(5), grey()
+    net, x = star(5), grey(12)
     classifier = PyTorchClassifier(net, nn.CrossEntropyLoss(), SHAPE, 5, clip_values=(0, 1))
     attack = Theirs(classifier, max_iter=50, epsilon=0.02, nb_grads=5, batch_size=12, verbose=False)
     theirs = torch.from_numpy(attack.generate(x.numpy()))
-    ours, _ = run(DeepFool("C"), net, x, "L2")
+    ours, _ = run(DeepFool("C"), net, x, norm="L2")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
@@ -210,19 +161,19 @@ def test_comes_as_near_as_arts():
 
 
 def test_few_classes_cost_few_gradients_and_all_of_them_are_all():
-    net, x = curved(), grey().double()
-    full, _ = run(DeepFool(), net, x, "L2")
-    same, _ = run(DeepFool(classes=4), net, x, "L2")
+    net, x = curved(), grey(12).double()
+    full, _ = run(DeepFool(), net, x, norm="L2")
+    same, _ = run(DeepFool(classes=4), net, x, norm="L2")
     assert torch.equal(full, same)
-    _, ledger = run(DeepFool("C", classes=2), net, x, "L2")
+    _, ledger = run(DeepFool("C", classes=2), net, x, norm="L2")
     assert (ledger.backward == 2 * ledger.forward).all()
 
 
 def test_bisections_come_nearer_along_the_same_line():
-    net, x = curved(), grey().double()
+    net, x = curved(), grey(12).double()
     y = net(x).argmax(dim=1)
-    far, before = run(DeepFool("C", overshoot=1.0), net, x, "L2")
-    near, after = run(DeepFool("C", overshoot=1.0, bisections=6), net, x, "L2")
+    far, before = run(DeepFool("C", overshoot=1.0), net, x, norm="L2")
+    near, after = run(DeepFool("C", overshoot=1.0, bisections=6), net, x, norm="L2")
     assert (net(near).argmax(dim=1) != y).all()
     share = ((near - x) * (far - x)).flatten(1).sum(1) / (far - x).flatten(1).square().sum(1)
     torch.testing.assert_close(near, torch.lerp(x, far, share.view(-1, 1, 1, 1)))
@@ -235,28 +186,14 @@ def test_bisections_come_nearer_along_the_same_line():
 # --- odd images and networks -------------------------------------------------------------------
 
 
-class Patchy(nn.Module):
-    """Constant where the first pixel is 0, and without a gradient there where it is 1/2."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        first = x[:, 0, 0, 0]
-        scores = self.net(x) + 0 * (first - 0.5).abs().sqrt()[:, None]
-        flat = torch.tensor([1.0, 0, 0, 0, 0], dtype=x.dtype)
-        return torch.where((first == 0)[:, None], flat, scores)
-
-
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("preset", NAMES)
 def test_gradients_of_zero_and_nan_stop_none_but_their_own(preset, norm):
-    net, x = curved(), grey().double()
+    net, x = curved(), grey(12).double()
     x[4, 0, 0, 0], x[7, 0, 0, 0] = 0.0, 0.5
     y = Patchy(net)(x).argmax(dim=1)
-    x_adv, ledger = run(DeepFool(preset), Patchy(net), x, norm)
-    clean, _ = run(DeepFool(preset), net, x, norm)
+    x_adv, ledger = run(DeepFool(preset), Patchy(net), x, norm=norm)
+    clean, _ = run(DeepFool(preset), net, x, norm=norm)
     assert x_adv.isfinite().all()
     assert x_adv[7, 0, 0, 0] == 0.5
     assert (x_adv[7] != x[7]).any()
@@ -272,7 +209,7 @@ def test_gradients_of_zero_and_nan_stop_none_but_their_own(preset, norm):
 def test_what_comes_back_fools_and_lies_in_the_box(preset, norm):
     net, x = curved().float(), corners(40)
     y = net(x).argmax(dim=1)
-    x_adv, _ = run(DeepFool(preset), net, x, norm)
+    x_adv, _ = run(DeepFool(preset), net, x, norm=norm)
     fooled = net(x_adv).argmax(dim=1) != y
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
@@ -282,10 +219,10 @@ def test_what_comes_back_fools_and_lies_in_the_box(preset, norm):
 
 @pytest.mark.parametrize("preset", NAMES)
 def test_what_is_misclassified_costs_one_look_and_stays(preset):
-    net, x = curved(), grey().double()
+    net, x = curved(), grey(12).double()
     y = net(x).argmax(dim=1)
     y[[2, 5]] = (y[[2, 5]] + 1) % 5
-    x_adv, ledger = run(DeepFool(preset), net, x, "L2", y)
+    x_adv, ledger = run(DeepFool(preset), net, x, y, norm="L2")
     assert torch.equal(x_adv[[2, 5]], x[[2, 5]])
     assert ledger.forward[[2, 5]].tolist() == [1, 1]
     assert ledger.backward[[2, 5]].tolist() == [4, 4]
@@ -295,10 +232,10 @@ def test_what_is_misclassified_costs_one_look_and_stays(preset):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("attack", [*map(DeepFool, NAMES), DeepFool(classes=2, bisections=3)])
 def test_a_sample_is_the_same_alone(attack, norm):
-    net, x = curved().float(), corners()
-    whole, ledger = run(attack, net, x, norm)
+    net, x = curved().float(), corners(12)
+    whole, ledger = run(attack, net, x, norm=norm)
     for i in (0, 5, 11):
-        alone, own = run(attack, net, x[i : i + 1], norm)
+        alone, own = run(attack, net, x[i : i + 1], norm=norm)
         assert torch.equal(whole[i], alone[0])
         assert own.forward[0] == ledger.forward[i]
         assert own.backward[0] == ledger.backward[i]
@@ -306,11 +243,11 @@ def test_a_sample_is_the_same_alone(attack, norm):
 
 def test_an_image_on_a_boundary_moves():
     """Two classes that tie exactly: the first is the label, and any step over the line will do."""
-    net = Affine(2)
+    net = star(2)
     x = torch.full((1, *SHAPE), 0.5).double()
     net.b = net.b.double() - net(x)[0]
     assert net(x)[0, 0] == net(x)[0, 1]
     y = net(x).argmax(dim=1)
-    x_adv, _ = run(DeepFool("C"), net, x, "L2", classes=2)
+    x_adv, _ = run(DeepFool("C"), net, x, norm="L2")
     assert (net(x_adv).argmax(dim=1) != y).all()
     assert (x_adv - x).norm() < 1e-4

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
-import numpy as np
 import pytest
 import torch
+from attack_kit import Halfspace, digits, halfspace, run
 from torch import nn
-from torch.nn import functional
 
-from harness.api import Target, Threat, margin
-from harness.rng import SampleRng
-from harness.target import Ledger, Source
+from harness.api import margin
 from harness_plugins.attacks.ead import EAD
 
-CPU = torch.device("cpu")
 SHORT = EAD(steps=30)
-
-
-class Halfspace(nn.Module):
-    """Scores (−z, z) with z = w · (x − ½)."""
-
-    def __init__(self, w):
-        super().__init__()
-        self.w = w
-
-    def forward(self, x):
-        z = (x - 0.5).flatten(1) @ self.w.to(x)
-        return torch.stack([-z, z], dim=1)
 
 
 class Asked(nn.Module):
@@ -44,44 +27,6 @@ class Asked(nn.Module):
         return self.net(x)
 
 
-def halfspace(n=12):
-    rng = torch.Generator().manual_seed(3)
-    net = Halfspace(torch.randn(12, generator=rng))
-    x = 0.5 + 0.02 * torch.randn(n, 1, 3, 4, generator=rng)
-    return net, x, net(x).argmax(dim=1)
-
-
-@functools.cache
-def digits(n=32):
-    """A network that has learnt the digits, and images of them that it has right."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    x = torch.from_numpy(raw.images[:, None] / 16).float()
-    y = torch.from_numpy(raw.target).long()
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    for _ in range(150):
-        parameters = list(net.parameters())
-        loss = functional.cross_entropy(net(x[:1200]), y[:1200])
-        gradients = torch.autograd.grad(loss, parameters)
-        with torch.no_grad():
-            for parameter, g in zip(parameters, gradients, strict=True):
-                parameter.sub_(g)
-    net.requires_grad_(requires_grad=False)
-    right = 1200 + (net(x[1200:]).argmax(dim=1) == y[1200:]).nonzero()[:n, 0]
-    return net, x[right], y[right]
-
-
-def attacked(attack, net, x, y, norm="L1"):
-    ledger = Ledger(len(x))
-    source = Source(net, net(x).shape[1], chunk=512)
-    rows, weight = np.arange(len(x)), np.ones(len(x), np.int64)
-    target = Target(source, "gradients", ledger, rows, weight, judged=True)
-    draws = SampleRng.keyed("test", ids=range(len(x)), restart=0, device=CPU)
-    return attack(target, x, y, Threat(norm, math.inf), draws), ledger
-
-
 def size(x_adv, x, order):
     return torch.linalg.vector_norm((x_adv - x).double().flatten(1), ord=order, dim=1)
 
@@ -92,7 +37,7 @@ def size(x_adv, x, order):
 def test_comes_near_the_boundary_of_a_linear_model(norm, order, dual, slack):
     net, x, y = halfspace()
     attack = EAD(beta=0.002, lr=0.01, abort_early=False)
-    x_adv, _ = attacked(attack, net, x, y, norm)
+    x_adv, _ = run(attack, net, x, y, norm)
     optimum = ((x - 0.5).flatten(1) @ net.w).abs() / torch.linalg.vector_norm(net.w, ord=dual)
     assert (net(x_adv).argmax(dim=1) != y).all()
     assert (size(x_adv, x, order) >= optimum * (1 - 1e-5)).all()
@@ -103,7 +48,7 @@ def test_one_step_is_the_papers():
     """x + S_β(−α c ∇f): by hand. The step is made from the clean image, as r = 0 there."""
     net, x, y = halfspace()
     attack = EAD(steps=1, search_steps=1, c=3.0, lr=0.1, beta=0.05)
-    x_adv, _ = attacked(attack, net, x, y)
+    x_adv, _ = run(attack, net, x, y, "L1")
     sign = 2 * y.float() - 1  # f = 2 z · sign falls against w · sign
     move = -0.1 * 3.0 * 2 * sign[:, None] * net.w
     shrunk = move.sign() * (move.abs() - 0.05).clamp_min(0)
@@ -135,7 +80,7 @@ def test_ends_as_near_as_arts_elastic_net():
     )
     theirs = torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
     own = EAD(steps=60, search_steps=6, c=1.0, beta=0.01, rule="EN", abort_early=False)
-    ours, _ = attacked(own, net, x, y)
+    ours, _ = run(own, net, x, y, "L1")
 
     def total(x_adv):
         return (0.01 * size(x_adv, x, 1) + size(x_adv, x, 2).square()).mean()
@@ -147,7 +92,7 @@ def test_ends_as_near_as_arts_elastic_net():
 
 def test_each_rule_is_best_by_its_own_measure():
     net, x, y = digits()
-    found = {rule: attacked(EAD(steps=50, rule=rule), net, x, y)[0] for rule in ("EN", "L1")}
+    found = {rule: run(EAD(steps=50, rule=rule), net, x, y, "L1")[0] for rule in ("EN", "L1")}
     in_l1 = {rule: size(v, x, 1).mean() for rule, v in found.items()}
     elastic = {r: (0.01 * size(v, x, 1) + size(v, x, 2).square()).mean() for r, v in found.items()}
     assert in_l1["L1"] < 0.97 * in_l1["EN"]
@@ -156,15 +101,15 @@ def test_each_rule_is_best_by_its_own_measure():
 
 def test_the_threats_norm_is_the_rule_by_default():
     net, x, y = digits()
-    l1, l2 = (attacked(SHORT, net, x, y, norm)[0] for norm in ("L1", "L2"))
-    assert torch.equal(l1, attacked(EAD(steps=30, rule="L1"), net, x, y)[0])
+    l1, l2 = (run(SHORT, net, x, y, norm)[0] for norm in ("L1", "L2"))
+    assert torch.equal(l1, run(EAD(steps=30, rule="L1"), net, x, y, "L1")[0])
     assert size(l2, x, 2).mean() < 0.99 * size(l1, x, 2).mean()
 
 
 def test_more_beta_changes_fewer_pixels():
     net, x, y = digits()
     changed = [
-        (attacked(EAD(steps=50, beta=beta), net, x, y)[0] != x)
+        (run(EAD(steps=50, beta=beta), net, x, y, "L1")[0] != x)
         .flatten(1)
         .sum(dim=1)
         .double()
@@ -177,7 +122,7 @@ def test_more_beta_changes_fewer_pixels():
 def test_nothing_outside_the_box_is_asked_or_returned():
     net, x, y = digits()
     watching = Asked(net)
-    x_adv, _ = attacked(SHORT, watching, x, y)
+    x_adv, _ = run(SHORT, watching, x, y, "L1")
     assert watching.least == 0
     assert watching.most == 1
     assert x_adv.min() >= 0
@@ -189,7 +134,7 @@ def test_tests_that_can_tell_nothing_are_left_out():
     """Two forward passes a step at most; fewer, without any other result."""
     net, x, y = digits()
     attack = EAD(steps=30, abort_early=False)
-    x_adv, ledger = attacked(attack, net, x, y)
+    x_adv, ledger = run(attack, net, x, y, "L1")
     steps = 9 * 30
     assert (ledger.backward == 1 + 9 * 29).all()
     assert (ledger.forward <= ledger.backward + steps).all()
@@ -199,16 +144,16 @@ def test_tests_that_can_tell_nothing_are_left_out():
 
 def test_confidence_is_kept():
     net, x, y = halfspace()
-    x_adv, _ = attacked(EAD(confidence=0.5), net, x, y)
+    x_adv, _ = run(EAD(confidence=0.5), net, x, y, "L1")
     assert (margin(net(x_adv), y) >= 0.5).all()
 
 
 def test_a_sample_does_not_depend_on_its_batch():
     net, x, y = digits()
-    whole, counted = attacked(SHORT, net, x, y)
+    whole, counted = run(SHORT, net, x, y, "L1")
     assert len(set(counted.forward.tolist())) > 3
     for rows in ([0], [5, 6, 7], [31, 2]):
-        few, ledger = attacked(SHORT, net, x[rows], y[rows])
+        few, ledger = run(SHORT, net, x[rows], y[rows], "L1")
         assert torch.equal(few, whole[rows])
         assert (ledger.forward == counted.forward[rows]).all()
 
@@ -216,9 +161,9 @@ def test_a_sample_does_not_depend_on_its_batch():
 def test_each_round_begins_anew():
     """After a round without success, the next is what it would have been as the first."""
     net, x, y = digits()
-    one = attacked(EAD(search_steps=1, c=0.5), net, x, y)[0]
-    two = attacked(EAD(search_steps=2, c=0.5), net, x, y)[0]
-    tenfold = attacked(EAD(search_steps=1, c=5.0), net, x, y)[0]
+    one = run(EAD(search_steps=1, c=0.5), net, x, y, "L1")[0]
+    two = run(EAD(search_steps=2, c=0.5), net, x, y, "L1")[0]
+    tenfold = run(EAD(search_steps=1, c=5.0), net, x, y, "L1")[0]
     failed = net(one).argmax(dim=1) == y
     assert failed.sum() > 8
     assert torch.equal(two[failed], tenfold[failed])
@@ -227,10 +172,10 @@ def test_each_round_begins_anew():
 def test_the_misclassified_and_the_flat_cost_one_pass():
     net, x, y = halfspace()
     y[:3] = 1 - y[:3]
-    x_adv, ledger = attacked(SHORT, net, x, y)
+    x_adv, ledger = run(SHORT, net, x, y, "L1")
     assert torch.equal(x_adv[:3], x[:3])
     assert (ledger.forward[:3] == 1).all()
     flat = Halfspace(torch.zeros(12))
-    x_adv, ledger = attacked(SHORT, flat, x, torch.zeros(12).long())
+    x_adv, ledger = run(SHORT, flat, x, torch.zeros(12).long(), "L1")
     assert torch.equal(x_adv, x)
     assert (ledger.forward == 1).all()

@@ -7,32 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from attack_kit import Double, corners, draws, grey, judged, run, star
 from scipy.optimize import linprog, minimize
 from torch import nn
 
 from harness.api import Threat
-from harness.rng import SampleRng
-from harness.target import Ledger, Source, Target
 from harness_plugins.attacks.fab import FAB
 from harness_plugins.attacks.hyperplane import reach
 
-CPU = torch.device("cpu")
 SHAPE = (1, 3, 4)
 NORMS = ["Linf", "L2", "L1"]
 ORDER = {"Linf": np.inf, "L2": 2, "L1": 1}
-
-
-class Affine(nn.Module):
-    """Scores W x + b whose boundaries all meet near the grey image."""
-
-    def __init__(self, classes, seed=0, spread=0.3):
-        super().__init__()
-        rng = torch.Generator().manual_seed(seed)
-        self.w = torch.randn(classes, math.prod(SHAPE), generator=rng)
-        self.b = spread * torch.randn(classes, generator=rng) - self.w.sum(dim=1) / 2
-
-    def forward(self, x):
-        return x.flatten(1) @ self.w.to(x.dtype).T + self.b.to(x.dtype)
 
 
 def curved(seed=0):
@@ -42,34 +27,6 @@ def curved(seed=0):
         net[1].weight *= 4
         net[1].bias -= net[1].weight.sum(dim=1) / 2
     return net.requires_grad_(requires_grad=False)
-
-
-def grey(n=10, seed=1):
-    return 0.45 + 0.1 * torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
-
-
-def corners(n=10, seed=1):
-    """Images of which most pixels are exactly 0 or 1."""
-    return (1.6 * torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed)) - 0.3).clamp(
-        0, 1
-    )
-
-
-def target_of(net, n, classes=5):
-    ledger, source = Ledger(n), Source(net, classes, 512)
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(source, "gradients", ledger, rows, weight, judged=True)
-
-
-def draws(n, restart=0):
-    return SampleRng.keyed("test", ids=range(n), restart=restart, device=CPU)
-
-
-def run(attack, net, x, norm, y=None, classes=5, restart=0):
-    """The images, and what they cost."""
-    y = net(x).argmax(dim=1) if y is None else y
-    target = target_of(net, len(x), classes)
-    return attack(target, x, y, Threat(norm, math.inf), draws(len(x), restart)), target.ledger
 
 
 def distance(norm, x_adv, x):
@@ -227,9 +184,9 @@ def optimum(net, x, y, norm):
 @pytest.mark.parametrize("towards", [None, 4])
 def test_reaches_the_optimum_of_a_linear_model(norm, classes, images, factor, towards):
     """And never goes below, also where the box bars the straight way."""
-    net, x = Affine(classes), images()
+    net, x = star(classes, SHAPE), images(shape=SHAPE)
     y = net(x).argmax(dim=1)
-    x_adv, _ = run(FAB(steps=10, towards=towards), net, x, norm, classes=classes)
+    x_adv, _ = run(FAB(steps=10, towards=towards), net, x, norm=norm)
     assert (net(x_adv).argmax(dim=1) != y).all()
     ratio = distance(norm, x_adv, x) / optimum(net, x, y, norm)
     assert (ratio > 1 - 1e-4).all()
@@ -275,7 +232,7 @@ def one_by_one(net, x, norm, steps, alpha_max=0.1, eta=1.05, beta=0.9):
 def test_takes_the_steps_of_the_algorithm(norm):
     net, x = curved(), 0.5 + 0.02 * torch.randn(12, *SHAPE, generator=torch.Generator())
     for options in ({}, {"alpha_max": 0.02, "eta": 1.2, "beta": 0.6}):
-        x_adv, _ = run(FAB(steps=6, search=0, **options), net, x, norm)
+        x_adv, _ = run(FAB(steps=6, search=0, **options), net, x, norm=norm)
         reference = torch.stack([one_by_one(net, image, norm, 6, **options) for image in x])
         assert (x_adv > 0).all()
         assert (x_adv < 1).all()
@@ -285,12 +242,12 @@ def test_takes_the_steps_of_the_algorithm(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_final_search_only_comes_nearer(norm):
-    net, x = curved(), corners()
+    net, x = curved(), corners(shape=SHAPE)
     y = net(x).argmax(dim=1)
-    before, _ = run(FAB(steps=8, search=0), net, x, norm)
+    before, _ = run(FAB(steps=8, search=0), net, x, norm=norm)
     last = distance(norm, before, x)
     for steps in (1, 2, 3):
-        x_adv, _ = run(FAB(steps=8, search=steps), net, x, norm)
+        x_adv, _ = run(FAB(steps=8, search=steps), net, x, norm=norm)
         assert torch.equal(net(x_adv).argmax(dim=1) != y, net(before).argmax(dim=1) != y)
         assert (distance(norm, x_adv, x) <= last).all()
         last = distance(norm, x_adv, x)
@@ -309,10 +266,10 @@ def test_the_final_search_only_comes_nearer(norm):
     ],
 )
 def test_costs_what_it_says(options, restart, forward, backward):
-    net, x = Affine(5), grey(4)
+    net, x = star(5, SHAPE), grey(4, shape=SHAPE)
     y = net(x).argmax(dim=1)
     y[2] = (y[2] + 1) % 5  # misclassified already: one look
-    x_adv, ledger = run(FAB(steps=7, **options), net, x, "L2", y, restart=restart)
+    x_adv, ledger = run(FAB(steps=7, **options), net, x, y, norm="L2", restart=restart)
     assert ledger.forward.tolist() == [forward, forward, 1, forward]
     once = 0 if "towards" in options else 4
     assert ledger.backward.tolist() == [backward, backward, once, backward]
@@ -323,14 +280,15 @@ def test_costs_what_it_says(options, restart, forward, backward):
 @pytest.mark.parametrize("radius", [None, 0.01])
 def test_a_restart_begins_within_half_the_boundarys_distance(norm, radius):
     """On a linear model the linearised distance is the distance."""
-    net, x = Affine(2), grey()
+    net, x = star(2, SHAPE), grey(shape=SHAPE)
     seen = []
     net.register_forward_pre_hook(lambda _net, inputs: seen.append(inputs[0].detach().clone()))
     y = net(x).argmax(dim=1)
-    first, _ = run(FAB(steps=2, radius=radius), net, x, norm, y, classes=2)
+    attack, threat = FAB(steps=2, radius=radius), Threat(norm, math.inf)
+    first = attack(judged(net, len(x), 2), x, y, threat, draws(len(x)))
     assert torch.equal(seen[1][: len(x)], x)  # 0 is the labels'
     seen.clear()
-    again, _ = run(FAB(steps=2, radius=radius), net, x, norm, y, classes=2, restart=1)
+    again = attack(judged(net, len(x), 2), x, y, threat, draws(len(x), restart=1))
     known = optimum(net, x, y, norm)
     limit = known / 2 if radius is None else known.clamp_max(radius) / 2
     begun = distance(norm, seen[1][: len(x)], x)  # the first pass linearises at x
@@ -341,13 +299,13 @@ def test_a_restart_begins_within_half_the_boundarys_distance(norm, radius):
 
 def test_towards_goes_to_the_classes_with_the_highest_scores():
     """Here the runner-up's boundary is far, since its weights are nearly the label's."""
-    net = Affine(3)
+    net = star(3, SHAPE)
     net.w = torch.zeros(3, 12)
     net.w[0, 0], net.w[1, :2], net.w[2, 0] = 1.0, torch.tensor([1.0, 0.5]), -9.0
     net.b = torch.tensor([0.0, -0.35, 4.0])
     x = torch.full((1, *SHAPE), 0.5)  # scores .5, .4, −.5
-    far, _ = run(FAB(towards=1), net, x, "L2", classes=3)
-    near, _ = run(FAB(towards=2), net, x, "L2", classes=3)
+    far, _ = run(FAB(towards=1), net, x, norm="L2")
+    near, _ = run(FAB(towards=2), net, x, norm="L2")
     assert net(far).argmax(dim=1) == 1
     assert float(distance("L2", far, x)) == pytest.approx(0.2, rel=1e-3)
     assert net(near).argmax(dim=1) == 2
@@ -358,15 +316,15 @@ def test_towards_goes_to_the_classes_with_the_highest_scores():
 @pytest.mark.parametrize("towards", [None, 2])
 @pytest.mark.parametrize("restart", [0, 1])
 def test_a_sample_does_not_depend_on_its_batch(norm, towards, restart):
-    net, x, attack = curved(), corners(), FAB(steps=5, towards=towards)
+    net, x, attack = curved(), corners(shape=SHAPE), FAB(steps=5, towards=towards)
     y = net(x).argmax(dim=1)
     y[4] = (y[4] + 1) % 5
-    whole, _ = run(attack, net, x, norm, y, restart=restart)
+    whole, _ = run(attack, net, x, y, norm=norm, restart=restart)
     threat = Threat(norm, math.inf)
     for rows in ([7, 2, 4], [0]):
         at = torch.tensor(rows)
-        rng = draws(len(x), restart).at(at)
-        few = attack(target_of(net, len(x)).at(at), x[at], y[at], threat, rng)
+        rng = draws(len(x), restart=restart).at(at)
+        few = attack(judged(net, len(x)).at(at), x[at], y[at], threat, rng)
         assert torch.equal(few, whole[at])
 
 
@@ -381,11 +339,11 @@ class Flat(nn.Module):
 @pytest.mark.parametrize("norm", NORMS)
 def test_where_there_is_no_gradient_only_a_restart_finds_a_way(norm):
     x = torch.full((8, *SHAPE), 0.45)
-    x_adv, _ = run(FAB(steps=5), Flat(), x, norm, classes=2)
+    x_adv, _ = run(FAB(steps=5), Flat(), x, norm=norm)
     assert torch.equal(x_adv, x)
     found = torch.zeros(8, dtype=torch.bool)
     for restart in range(1, 6):
-        x_adv, _ = run(FAB(steps=5), Flat(), x, norm, classes=2, restart=restart)
+        x_adv, _ = run(FAB(steps=5), Flat(), x, norm=norm, restart=restart)
         fooled = Flat()(x_adv).argmax(dim=1) == 1
         assert torch.equal((x_adv != x).flatten(1).any(dim=1), fooled)
         found |= fooled
@@ -393,19 +351,10 @@ def test_where_there_is_no_gradient_only_a_restart_finds_a_way(norm):
 
 
 def test_scores_in_double_precision_leave_the_images_single():
-    net, x = curved(), corners()
-    single, _ = run(FAB(steps=10), net, x, "L2")
-    double, _ = run(FAB(steps=10), Doubled(net), x, "L2")
+    net, x = curved(), corners(shape=SHAPE)
+    single, _ = run(FAB(steps=10), net, x, norm="L2")
+    double, _ = run(FAB(steps=10), nn.Sequential(net, Double()), x, norm="L2")
     assert double.dtype == torch.float32
     torch.testing.assert_close(
         distance("L2", double, x), distance("L2", single, x), rtol=0.01, atol=0
     )
-
-
-class Doubled(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return self.net(x).double()

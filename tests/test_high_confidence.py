@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
+from attack_kit import SHAPE, Patchy, corners, curved, run
 from torch import nn
 
-from harness.api import Threat
-from harness.rng import SampleRng
-from harness.target import Ledger, Source, Target
+from harness.target import Target
 from harness_plugins.attacks.boundaries import Boundaries, boundaries
 from harness_plugins.attacks.high_confidence import (
     HighConfidence,
@@ -20,33 +18,6 @@ from harness_plugins.attacks.high_confidence import (
     nearest_class,
     step,
 )
-
-CPU = torch.device("cpu")
-SHAPE = (1, 6, 6)
-
-
-def curved():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(96, 5))
-    with torch.no_grad():
-        net[0].weight *= 4
-        net[3].weight *= 3
-    return net.double().requires_grad_(requires_grad=False)
-
-
-def images(n=10):
-    """Most pixels are exactly 0 or 1."""
-    rng = torch.Generator().manual_seed(1)
-    return (1.6 * torch.rand(n, *SHAPE, generator=rng) - 0.3).clamp(0, 1)
-
-
-def run(attack, net, x, y=None, classes=5):
-    n, ledger = len(x), Ledger(len(x))
-    y = net(x).argmax(dim=1) if y is None else y
-    source, rows, weight = Source(net, classes, 512), np.arange(n), np.ones(n, np.int64)
-    target = Target(source, "gradients", ledger, rows, weight, judged=True)
-    rng = SampleRng.keyed("test", ids=range(n), restart=0, device=CPU)
-    return attack(target, x, y, Threat("L2", math.inf), rng), ledger
 
 
 class Recorded(nn.Module):
@@ -139,7 +110,7 @@ def test_a_class_without_a_slope_is_never_near():
 
 @pytest.mark.parametrize("confidence", [None, 0.3, 0.5])
 def test_what_comes_back_is_the_target_with_the_confidence_asked_for(confidence):
-    net, x = curved(), images()
+    net, x = curved(last=3), corners()
     x = x.double()
     y = net(x).argmax(dim=1)
     goal = nearest_class(boundaries(Target.around(net, 5), x, y))
@@ -181,7 +152,7 @@ def reference(net, x, y, attack):
     [HighConfidence(60), HighConfidence(40, confidence=0.6, overshoot=0.3), HighConfidence(3)],
 )
 def test_is_a_plain_loop_over_the_samples(attack):
-    net, x = curved(), images().double()
+    net, x = curved(last=3), corners().double()
     y = net(x).argmax(dim=1)
     x_adv, _ = run(attack, net, x)
     alone = [reference(net, x[i : i + 1], y[i : i + 1], attack) for i in range(10)]
@@ -190,7 +161,7 @@ def test_is_a_plain_loop_over_the_samples(attack):
 
 def test_a_step_is_no_longer_than_allowed():
     """As often as the box does not shorten it, it is just so long."""
-    net, x = curved(), 0.3 + 0.4 * images().double()
+    net, x = curved(last=3), 0.3 + 0.4 * corners().double()
     seen = Recorded(net)
     run(HighConfidence(10, max_step=0.05, overshoot=0.0), seen, x[:1])
     path = [batch[0] for batch in seen.asked[2:]]  # after the one for y and the one at the start
@@ -200,13 +171,13 @@ def test_a_step_is_no_longer_than_allowed():
 
 
 def test_all_images_asked_are_in_the_box():
-    seen = Recorded(curved().float())
-    run(HighConfidence(30), seen, images())
+    seen = Recorded(curved(last=3).float())
+    run(HighConfidence(30), seen, corners())
     assert all((batch >= 0).all() and (batch <= 1).all() for batch in seen.asked)
 
 
 def test_what_is_misclassified_stays_and_costs_one_look():
-    net, x = curved(), images().double()
+    net, x = curved(last=3), corners().double()
     y = net(x).argmax(dim=1)
     y[[2, 6]] = (y[[2, 6]] + 1) % 5
     x_adv, ledger = run(HighConfidence(20), net, x, y)
@@ -219,9 +190,9 @@ def test_what_is_misclassified_stays_and_costs_one_look():
 def test_two_classes_are_enough():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).requires_grad_(requires_grad=False)
-    x = images()
+    x = corners()
     y = net(x).argmax(dim=1)
-    x_adv, _ = run(HighConfidence(), net, x, classes=2)
+    x_adv, _ = run(HighConfidence(), net, x)
     assert (net(x_adv).argmax(dim=1) != y).all()
     before, after = (net(v).softmax(1).amax(1) for v in (x, x_adv))
     assert (after >= before - 1e-6).all()
@@ -234,32 +205,18 @@ def test_a_saturated_network_is_fooled_as_surely():
     with torch.no_grad():
         net[1].weight *= 15
         net[1].bias.copy_(-net[1].weight.sum(dim=1) / 2)
-    x = 0.4 + 0.2 * images().double()
+    x = 0.4 + 0.2 * corners().double()
     y = net(x).argmax(dim=1)
     found = {}
     for floor in (1e-8, 1e-12):
         attack = HighConfidence(60, confidence=1 - 1e-7, floor=floor)
-        x_adv, _ = run(attack, net, x, classes=2)
+        x_adv, _ = run(attack, net, x)
         found[floor] = int((net(x_adv).argmax(dim=1) != y).sum())
     assert found == {1e-8: 0, 1e-12: 10}
 
 
-class Patchy(nn.Module):
-    """Constant where the first pixel is 0, and without a gradient there where it is 1/2."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        first = x[:, 0, 0, 0]
-        scores = self.net(x) + 0 * (first - 0.5).abs().sqrt()[:, None]
-        flat = torch.tensor([1.0, 0, 0, 0, 0], dtype=x.dtype)
-        return torch.where((first == 0)[:, None], flat, scores)
-
-
 def test_gradients_of_zero_and_nan_stop_none_but_their_own():
-    net, x = curved(), 0.3 + 0.4 * images().double()
+    net, x = curved(last=3), 0.3 + 0.4 * corners().double()
     x[4, 0, 0, 0], x[7, 0, 0, 0] = 0.0, 0.5
     x_adv, ledger = run(HighConfidence(60), Patchy(net), x)
     clean, _ = run(HighConfidence(60), net, x)
@@ -273,7 +230,7 @@ def test_gradients_of_zero_and_nan_stop_none_but_their_own():
 
 
 def test_a_sample_is_the_same_alone():
-    net, x = curved().float(), images()
+    net, x = curved(last=3).float(), corners()
     whole, ledger = run(HighConfidence(60), net, x)
     for i in (0, 4, 9):
         alone, own = run(HighConfidence(60), net, x[i : i + 1])

@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import math
 
-import numpy as np
 import pytest
 import torch
+from attack_kit import draws, judged
 from laws import SHAPE, Linear, inner, optimum, shares
 from torch import nn
 
@@ -20,12 +20,9 @@ from harness.api import Target, Threat
 from harness.options import AttackOptions, resolve
 from harness.plugin import CORRUPTION
 from harness.registry import discover
-from harness.rng import SampleRng
 from harness.selection import parse_selection
-from harness.target import Ledger, Source
 from harness_plugins.attacks import harness_attacks
 
-CPU = torch.device("cpu")
 BUDGETS = {"Linf": 0.05, "L2": 0.2, "L1": 0.5, "L0": 2.0}
 
 # At most so many times the distance that is needed; of a fixed-budget attack, at least such a share
@@ -78,17 +75,6 @@ def budget(name, norm):
     return Threat(norm, math.inf if minimum else BUDGETS[norm])
 
 
-def draws(n):
-    return SampleRng.keyed("laws", ids=range(n), restart=0, device=CPU)
-
-
-def judged(net, n, classes):
-    """A target as an attack cell has it: samples may leave, queries are counted by sample."""
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    source = Source(net, classes, chunk=512)
-    return Target(source, "gradients", Ledger(n), rows, weight, judged=True)
-
-
 class Curved(nn.Module):
     """A small network with a bend: what is quick on hyperplanes has to iterate here."""
 
@@ -120,7 +106,7 @@ def attacked(name, norm, net, x, y=None, rng=None):
     attack = attack_called(QUICK.get(name, name))
     y = net(x).argmax(dim=1) if y is None else y
     target = judged(net, len(x), net(x).shape[1])
-    return attack(target, x, y, budget(name, norm), rng or draws(len(x)))
+    return attack(target, x, y, budget(name, norm), rng or draws(len(x), "laws"))
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -129,7 +115,7 @@ def test_comes_near_the_optimum_of_a_linear_model_and_never_below(name, norm, cl
     net = Linear(classes)
     x = far(net, 8)
     y, threat = net(x).argmax(dim=1), budget(name, norm)
-    x_adv = attack_called(name)(judged(net, 8, classes), x, y, threat, draws(8))
+    x_adv = attack_called(name)(judged(net, 8, classes), x, y, threat, draws(8, "laws"))
     assert (net(x_adv).argmax(dim=1) != y).all()
     ratio = threat.distance(x_adv, x) / optimum(net, x, norm)
     assert (ratio >= 1 - 1e-5).all()
@@ -143,7 +129,7 @@ def test_falls_nearly_as_far_as_the_budget_allows(name, norm, classes):
     net, x = Linear(classes), inner(8)
     y, threat = net(x).argmax(dim=1), budget(name, norm)
     target = Target.around(net, classes)  # not judged: no sample stops at the first success
-    x_adv = attack_called(name)(target, x, y, threat, draws(8))
+    x_adv = attack_called(name)(target, x, y, threat, draws(8, "laws"))
     assert threat.allows(x_adv, x).all()
     share = shares(net, x, x_adv, threat)
     assert (share <= 1 + 1e-4).all()
@@ -154,7 +140,7 @@ def test_falls_nearly_as_far_as_the_budget_allows(name, norm, classes):
 @pytest.mark.parametrize(("name", "norm"), [*FIXED, *MINIMUM])
 def test_a_sample_does_not_depend_on_its_neighbours(name, norm):
     net, x = Curved(4), inner(9)
-    whole, rng = attacked(name, norm, net, x), draws(9)
+    whole, rng = attacked(name, norm, net, x), draws(9, "laws")
     for rows in ([7, 0, 3], [5]):
         at = torch.tensor(rows)
         few = attacked(name, norm, net, x[at], rng=rng.at(at))
@@ -244,4 +230,4 @@ def test_a_budget_of_zero_changes_nothing(name, norm):
     net, x = Curved(4), inner(3)
     threat = dataclasses.replace(budget(name, norm), eps=0.0)
     y = net(x).argmax(dim=1)
-    assert torch.equal(attack_called(name)(judged(net, 3, 4), x, y, threat, draws(3)), x)
+    assert torch.equal(attack_called(name)(judged(net, 3, 4), x, y, threat, draws(3, "laws")), x)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from attack_kit import halfspace, run
 from scipy.optimize import minimize
 from torch import nn
 
-from harness.api import Target, Threat
-from harness.rng import SampleRng
-from harness.target import Ledger, Source
 from harness_plugins.attacks.lbfgs import LBFGS, Minimiser, _Stand, other_than
-
-CPU = torch.device("cpu")
-FREE = Threat("L2", math.inf)
 
 
 class Quadratics:
@@ -129,41 +122,9 @@ def test_the_loss_is_the_cross_entropy_to_any_other_class():
     assert other_than(torch.tensor([[500.0, 0.0]]), torch.tensor([0])) == 500
 
 
-class Halfspace(nn.Module):
-    """Scores (−z, z) with z = w · (x − ½)."""
-
-    def __init__(self, w):
-        super().__init__()
-        self.w = w
-
-    def forward(self, x):
-        z = (x - 0.5).flatten(1) @ self.w
-        return torch.stack([-z, z], dim=1)
-
-
-def judged(net, n, classes):
-    ledger = Ledger(n)
-    source = Source(net, classes, chunk=512)
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(source, "gradients", ledger, rows, weight, judged=True), ledger
-
-
-def attacked(net, x, y, classes=2, attack=None):
-    target, ledger = judged(net, len(x), classes)
-    draws = SampleRng.keyed("test", ids=range(len(x)), restart=0, device=CPU)
-    return (attack or LBFGS())(target, x, y, FREE, draws), ledger
-
-
-def halfspace(n=12):
-    rng = torch.Generator().manual_seed(3)
-    net = Halfspace(torch.randn(12, generator=rng))
-    x = 0.5 + 0.02 * torch.randn(n, 1, 3, 4, generator=rng)
-    return net, x, net(x).argmax(dim=1)
-
-
 def test_comes_near_the_boundary_of_a_linear_model():
     net, x, y = halfspace()
-    x_adv, ledger = attacked(net, x, y)
+    x_adv, ledger = run(LBFGS(), net, x, y)
     distance = (x_adv - x).flatten(1).norm(dim=1)
     optimum = ((x - 0.5).flatten(1) @ net.w).abs() / net.w.norm()
     assert (net(x_adv).argmax(dim=1) != y).all()
@@ -177,7 +138,7 @@ def test_keeps_to_the_box_where_the_way_out_leads_through_it():
     net, _, _ = halfspace()
     x = torch.rand(10, 1, 3, 4, generator=torch.Generator().manual_seed(4)).round()
     y = net(x).argmax(dim=1)
-    x_adv, _ = attacked(net, x, y)
+    x_adv, _ = run(LBFGS(), net, x, y)
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     assert (net(x_adv).argmax(dim=1) != y).all()
@@ -189,7 +150,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 5)).eval()
     x = torch.rand(7, 1, 8, 8)
     y = net(x).argmax(dim=1)
-    whole, _ = attacked(net, x, y, 5)
+    whole, _ = run(LBFGS(), net, x, y)
     for i in range(7):
-        alone, _ = attacked(net, x[i : i + 1], y[i : i + 1], 5)
+        alone, _ = run(LBFGS(), net, x[i : i + 1], y[i : i + 1])
         assert torch.equal(alone[0], whole[i])

@@ -5,39 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from attack_kit import draws, grey, judged, small
 from torch import nn
 
 from harness.api import Threat
-from harness.rng import SampleRng
-from harness.target import Ledger, Source, Target
+from harness.target import Target
 from harness_plugins.attacks.mifgsm import MIFGSM
 from harness_plugins.attacks.pgd import BIM
 
-CPU = torch.device("cpu")
 BUDGETS = [("Linf", 0.1), ("L2", 0.8)]
 
 
-@pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 5)
-    ).requires_grad_(requires_grad=False)
+net = pytest.fixture(small)
 
 
 @pytest.fixture
 def images():
     """Inside the box by more than any budget here, so that it is never met."""
-    return 0.45 + 0.1 * torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def draws(n):
-    return SampleRng.keyed("test", ids=range(n), restart=0, device=CPU)
-
-
-def judged(net, n, classes=5):
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(Source(net, classes, 512), "gradients", Ledger(n), rows, weight, judged=True)
+    return grey(16, (1, 8, 8))
 
 
 @pytest.mark.parametrize(("norm", "eps"), BUDGETS)

@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from attack_kit import Affine, Double, judged, small
 from torch import nn
 
-from harness.api import Target, Threat
+from harness.api import Threat
 from harness.rng import SampleRng
-from harness.target import Ledger, Source
 from harness_plugins.attacks.pdpgd import PDGD, PDPGD, PRESETS, Settings
 from harness_plugins.attacks.pdpgd_players import LEAST, Multipliers, slope
 
@@ -27,33 +27,13 @@ def draws(n, restart=0):
     return SampleRng.keyed("pdpgd", ids=range(n), restart=restart, device=CPU)
 
 
-def judged(net, n, classes):
-    ledger = Ledger(n)
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(Source(net, classes, 512), "gradients", ledger, rows, weight, judged=True), ledger
-
-
 def threat(norm):
     return Threat(norm, math.inf)
 
 
-class Affine(nn.Module):
-    """Scores W x + b."""
-
-    def __init__(self, w, b):
-        super().__init__()
-        self.w, self.b = w, b
-
-    def forward(self, x):
-        return x.flatten(1) @ self.w.T + self.b
-
-
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(60, 5)
-    ).requires_grad_(requires_grad=False)
+    return small(60)
 
 
 @pytest.fixture
@@ -82,7 +62,7 @@ def linear():
 def reached(attack, norm, linear):
     model, x, y, optimum = linear
     wide = Threat(norm, math.inf, low=-20.0, high=20.0)
-    x_adv = attack(judged(model, len(x), 2)[0], x, y, wide, draws(len(x)))
+    x_adv = attack(judged(model, len(x), 2), x, y, wide, draws(len(x)))
     assert (model(x_adv).argmax(1) != y).all()
     return wide.distance(x_adv, x) / optimum[norm]
 
@@ -125,7 +105,7 @@ def test_l0_finds_the_fewest_pixels_of_a_linear_model(l0_prox):
     fewest = (gain.sort(1, descending=True).values.cumsum(1) < margins.abs()[:, None]).sum(1) + 1
     preset = "thesis" if l0_prox.startswith("hard") else "tuned"
     attack = PDPGD(preset=preset, l0_prox=l0_prox, start="zero")
-    x_adv = attack(judged(model, 20, 2)[0], x, y, threat("L0"), draws(20))
+    x_adv = attack(judged(model, 20, 2), x, y, threat("L0"), draws(20))
     assert (model(x_adv).argmax(1) != y).all()
     pixels = threat("L0").distance(x_adv, x)
     assert (pixels >= fewest).all()
@@ -140,7 +120,7 @@ def test_what_comes_back_fools_or_is_the_clean_image(norm, attack, preset, net, 
     y = net(x).argmax(1)
     y[::4] = (y[::4] + 1) % 5
     before = x.clone()
-    target, ledger = judged(net, len(x), 5)
+    target = judged(net, len(x), 5)
     x_adv = attack(preset=preset, steps=60)(target, x, y, threat(norm), draws(len(x)))
     assert torch.equal(x, before)
     assert threat(norm).allows(x_adv, x).all()
@@ -149,10 +129,10 @@ def test_what_comes_back_fools_or_is_the_clean_image(norm, attack, preset, net, 
     assert ((net(x_adv).argmax(1) != y) | ~moved).all()
     assert moved.sum() >= 12
     attacked = np.arange(len(x)) % 4 != 0
-    assert ledger.forward[attacked].tolist() == [60] * attacked.sum()
-    assert ledger.backward[attacked].tolist() == [59] * attacked.sum()
-    assert set(ledger.forward[::4]) == {1}
-    assert not ledger.backward[::4].any()
+    assert target.ledger.forward[attacked].tolist() == [60] * attacked.sum()
+    assert target.ledger.backward[attacked].tolist() == [59] * attacked.sum()
+    assert set(target.ledger.forward[::4]) == {1}
+    assert not target.ledger.backward[::4].any()
 
 
 @pytest.mark.parametrize("preset", ["thesis", "2021"])
@@ -160,7 +140,7 @@ def test_what_comes_back_fools_or_is_the_clean_image(norm, attack, preset, net, 
 def test_a_sample_does_not_depend_on_its_batch(norm, attack, preset, net, images):
     """Bit for bit, whether the start is zero or drawn from its own stream, in any order."""
     y = net(images).argmax(1)
-    target, _ = judged(net, 9, 5)
+    target = judged(net, 9, 5)
     run = attack(preset=preset, steps=40, fine_tune=True)
     whole = run(target, images, y, threat(norm), draws(9))
     for rows in (torch.tensor([4]), torch.tensor([8, 2, 5])):
@@ -176,7 +156,7 @@ def test_colour_does_not_depend_on_the_batch_either(norm, attack):
     ).requires_grad_(requires_grad=False)
     x = torch.rand(5, 3, 5, 7)
     y = net(x).argmax(1)
-    target, _ = judged(net, 5, 5)
+    target = judged(net, 5, 5)
     whole = attack(steps=150)(target, x, y, threat(norm), draws(5))
     assert (net(whole).argmax(1) != y).all()
     rows = torch.tensor([3])
@@ -189,7 +169,7 @@ def test_colour_does_not_depend_on_the_batch_either(norm, attack):
 def test_zero_start_draws_nothing_in_the_first_run_alone(net, images):
     """Restarts begin at random; with start=random the first run too."""
     y = net(images).argmax(1)
-    target, _ = judged(net, 9, 5)
+    target = judged(net, 9, 5)
 
     def run(attack, key, restart):
         rng = SampleRng.keyed(key, ids=range(9), restart=restart, device=CPU)
@@ -204,12 +184,12 @@ def test_zero_start_draws_nothing_in_the_first_run_alone(net, images):
 @pytest.mark.parametrize(("norm", "attack"), RUNS)
 def test_fine_tuning_never_loses_and_is_counted(norm, attack, net, images):
     y = net(images).argmax(1)
-    plain, ledger = judged(net, 9, 5)
+    plain = judged(net, 9, 5)
     once = attack(steps=40)(plain, images, y, threat(norm), draws(9))
-    assert set(ledger.forward) == {40}
-    tuned, ledger = judged(net, 9, 5)
+    assert set(plain.ledger.forward) == {40}
+    tuned = judged(net, 9, 5)
     twice = attack(steps=40, fine_tune=True)(tuned, images, y, threat(norm), draws(9))
-    assert set(ledger.forward) == {79}
+    assert set(tuned.ledger.forward) == {79}
     before, after = (threat(norm).distance(z, images) for z in (once, twice))
     assert (after <= before).all()
     assert norm == "L0" or (after < before).any()
@@ -231,8 +211,8 @@ def test_gradients_that_are_zero_nan_or_huge_harm_nobody(norm, attack, preset, n
 
     y = net(images).argmax(1)
     run = attack(preset=preset, steps=40)
-    healthy = run(judged(net, 9, 5)[0], images, y, threat(norm), draws(9))
-    found = run(judged(Broken(), 9, 5)[0], images, y, threat(norm), draws(9))
+    healthy = run(judged(net, 9, 5), images, y, threat(norm), draws(9))
+    found = run(judged(Broken(), 9, 5), images, y, threat(norm), draws(9))
     assert found.isfinite().all()
     assert threat(norm).allows(found, images).all()
     assert torch.equal(found[4:], healthy[4:])
@@ -246,14 +226,9 @@ def test_two_classes_a_constant_image_and_scores_in_float64(norm, attack):
     model = nn.Sequential(Double(), Affine(torch.stack([-w, w]), torch.tensor([0.0, 0.1])))
     x = torch.full((1, 1, 5, 7), 0.5)
     y = model(x).argmax(1)
-    x_adv = attack(steps=200)(judged(model, 1, 2)[0], x, y, threat(norm), draws(1))
+    x_adv = attack(steps=200)(judged(model, 1, 2), x, y, threat(norm), draws(1))
     assert x_adv.dtype == torch.float32
     assert (model(x_adv).argmax(1) != y).all()
-
-
-class Double(nn.Module):
-    def forward(self, x):
-        return x.double()
 
 
 def test_the_ratio_of_the_multipliers_rises_and_falls_with_the_margins_sign():
@@ -324,7 +299,7 @@ def test_presets_are_what_was_published():
 def test_an_option_that_is_given_is_the_one_that_is_used(norm, net, images):
     """Each option, set to its preset's value, changes nothing, and set to another does."""
     y = net(images).argmax(1)
-    target, _ = judged(net, 9, 5)
+    target = judged(net, 9, 5)
 
     def run(**options):
         attack = PDPGD(steps=30, start="random", **options)
@@ -349,7 +324,7 @@ def test_an_option_that_is_given_is_the_one_that_is_used(norm, net, images):
 def test_the_best_is_never_further_after_more_of_the_same_steps(net, images):
     """One run cut off early, and the same run going on: rates that do not follow its length."""
     y = net(images).argmax(1)
-    target, _ = judged(net, 9, 5)
+    target = judged(net, 9, 5)
     for norm, attack in RUNS:
         found = [
             threat(norm).distance(

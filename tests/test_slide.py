@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from attack_kit import draws, judged, small
 
 from harness.api import Active, Threat, cross_entropy
-from harness.rng import SampleRng
-from harness.target import Ledger, Source, Target
+from harness.target import Target
 from harness_plugins.attacks.pgd import PGD, climb
 from harness_plugins.attacks.slide import SLIDE, step
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 5)
-    ).requires_grad_(requires_grad=False)
+net = pytest.fixture(small)
 
 
 def images(n=16, seed=1):
     """Some pixels at 0 or 1."""
     rng = torch.Generator().manual_seed(seed)
     return (1.4 * torch.rand(n, 1, 8, 8, generator=rng) - 0.2).clamp(0, 1)
-
-
-def draws(n):
-    return SampleRng.keyed("test", ids=range(n), restart=0, device=CPU)
-
-
-def judged(net, n):
-    rows, weight = np.arange(n), np.ones(n, np.int64)
-    return Target(Source(net, 5, 512), "gradients", Ledger(n), rows, weight, judged=True)
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])

@@ -7,41 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from attack_kit import SHAPE, Affine, Patchy, corners, curved, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from harness.api import Threat
-from harness.rng import SampleRng
-from harness.target import Ledger, Source, Target
 from harness_plugins.attacks.sparsefool import BEYOND, SparseFool, crossed
 
-CPU = torch.device("cpu")
-SHAPE = (1, 6, 6)
 L1 = Threat("L1", math.inf)
-
-
-def curved():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(96, 5))
-    with torch.no_grad():
-        net[0].weight *= 4
-    return net.double().requires_grad_(requires_grad=False)
-
-
-def images(n=10, seed=1):
-    """Most pixels are exactly 0 or 1."""
-    rng = torch.Generator().manual_seed(seed)
-    return (1.6 * torch.rand(n, *SHAPE, generator=rng) - 0.3).clamp(0, 1)
-
-
-def run(attack, net, x, y=None, classes=5):
-    n, ledger = len(x), Ledger(len(x))
-    y = net(x).argmax(dim=1) if y is None else y
-    source, rows, weight = Source(net, classes, 512), np.arange(n), np.ones(n, np.int64)
-    target = Target(source, "gradients", ledger, rows, weight, judged=True)
-    rng = SampleRng.keyed("test", ids=range(n), restart=0, device=CPU)
-    return attack(target, x, y, L1, rng), ledger
 
 
 # --- the linear solver -------------------------------------------------------------------------
@@ -54,7 +28,7 @@ def test_crosses_the_plane_with_the_least_change(seed, zeros, reach):
     from scipy.optimize import linprog
 
     rng = torch.Generator().manual_seed(seed)
-    x = images(1, seed).double()
+    x = corners(1, seed).double()
     w = torch.randn(1, *SHAPE, generator=rng).double()
     w.flatten()[:zeros] = 0.0
     r = reach * w / w.norm()
@@ -94,22 +68,13 @@ def test_changes_the_least_number_of_entries():
 
 
 def test_a_normal_of_zero_moves_nothing_and_a_plane_behind_is_stepped_over():
-    x, w = images(1), torch.ones(1, *SHAPE)
+    x, w = corners(1), torch.ones(1, *SHAPE)
     assert torch.equal(crossed(x, 0 * w, w, L1), x)
     behind = crossed(torch.full_like(x, 0.5), w, -w, L1)
     assert (behind - 0.5).sum().item() == pytest.approx(BEYOND * 6, rel=1e-4)
 
 
 # --- the attack --------------------------------------------------------------------------------
-
-
-class Affine(nn.Module):
-    def __init__(self, w, b):
-        super().__init__()
-        self.w, self.b = w, b
-
-    def forward(self, x):
-        return x.flatten(1) @ self.w.T + self.b
 
 
 def test_is_near_the_optimum_of_a_linear_model():
@@ -123,7 +88,7 @@ def test_is_near_the_optimum_of_a_linear_model():
     gap = (x.flatten(1) @ difference + b[1] - b[0]).abs()
     optimum = gap / difference.abs().max()
     near = optimum < 0.35
-    x_adv, _ = run(SparseFool(), net, x, classes=2)
+    x_adv, _ = run(SparseFool(), net, x, norm="L1")
     size = (x_adv - x).flatten(1).abs().sum(dim=1)
     slack = 1.02 * BEYOND * difference.norm() / difference.abs().max()
     assert near.sum() >= 5
@@ -131,16 +96,16 @@ def test_is_near_the_optimum_of_a_linear_model():
     assert (size >= optimum * (1 - 1e-9))[near].all()
     assert (size <= 1.02 * optimum + slack + 1e-3)[near].all()
     assert ((x_adv != x).flatten(1).sum(dim=1) == 1)[near].all()
-    farther, _ = run(SparseFool(overshoot=0.3), net, x, classes=2)
+    farther, _ = run(SparseFool(overshoot=0.3), net, x, norm="L1")
     ratio = (farther - x).flatten(1).abs().sum(dim=1) / size
     torch.testing.assert_close(ratio[near], torch.full_like(ratio, 1.3 / 1.02)[near])
 
 
 @pytest.mark.parametrize("attack", [SparseFool(), SparseFool(lam=3.0), SparseFool(classes=2)])
 def test_what_comes_back_fools_and_lies_in_the_box(attack):
-    net, x = curved().float(), images(16)
+    net, x = curved().float(), corners(16)
     y = net(x).argmax(dim=1)
-    x_adv, _ = run(attack, net, x)
+    x_adv, _ = run(attack, net, x, norm="L1")
     fooled = net(x_adv).argmax(dim=1) != y
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
@@ -151,10 +116,10 @@ def test_what_comes_back_fools_and_lies_in_the_box(attack):
 
 
 def test_a_greater_lambda_needs_fewer_planes_and_more_change():
-    net, x = curved(), images(16).double()
+    net, x = curved(), corners(16).double()
     found, passes = {}, {}
     for lam in (1.0, 3.0):
-        x_adv, ledger = run(SparseFool(lam=lam), net, x)
+        x_adv, ledger = run(SparseFool(lam=lam), net, x, norm="L1")
         found[lam] = (x_adv - x).abs().sum()
         passes[lam] = ledger.forward.sum()
     assert found[3.0] > found[1.0]
@@ -162,10 +127,10 @@ def test_a_greater_lambda_needs_fewer_planes_and_more_change():
 
 
 def test_what_is_misclassified_stays():
-    net, x = curved(), images().double()
+    net, x = curved(), corners().double()
     y = net(x).argmax(dim=1)
     y[[2, 6]] = (y[[2, 6]] + 1) % 5
-    x_adv, ledger = run(SparseFool(), net, x, y)
+    x_adv, ledger = run(SparseFool(), net, x, y, norm="L1")
     assert torch.equal(x_adv[[2, 6]], x[[2, 6]])
     assert ledger.forward[2] == ledger.forward[6] == ledger.forward.min() <= 3
 
@@ -173,31 +138,17 @@ def test_what_is_misclassified_stays():
 def test_two_classes_are_enough():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).requires_grad_(requires_grad=False)
-    x = images()
+    x = corners()
     y = net(x).argmax(dim=1)
-    x_adv, _ = run(SparseFool(), net, x, classes=2)
+    x_adv, _ = run(SparseFool(), net, x, norm="L1")
     assert (net(x_adv).argmax(dim=1) != y).all()
 
 
-class Patchy(nn.Module):
-    """Constant where the first pixel is 0, and without a gradient there where it is 1/2."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        first = x[:, 0, 0, 0]
-        scores = self.net(x) + 0 * (first - 0.5).abs().sqrt()[:, None]
-        flat = torch.tensor([1.0, 0, 0, 0, 0], dtype=x.dtype)
-        return torch.where((first == 0)[:, None], flat, scores)
-
-
 def test_gradients_of_zero_and_nan_stop_none_but_their_own():
-    net, x = curved(), 0.3 + 0.4 * images().double()
+    net, x = curved(), 0.3 + 0.4 * corners().double()
     x[4, 0, 0, 0], x[7, 0, 0, 0] = 0.0, 0.5
-    x_adv, _ = run(SparseFool(), Patchy(net), x)
-    clean, _ = run(SparseFool(), net, x)
+    x_adv, _ = run(SparseFool(), Patchy(net), x, norm="L1")
+    clean, _ = run(SparseFool(), net, x, norm="L1")
     assert torch.equal(x_adv[4], x[4])
     assert x_adv.isfinite().all()
     assert x_adv[7, 0, 0, 0] == 0.5
@@ -209,9 +160,9 @@ def test_gradients_of_zero_and_nan_stop_none_but_their_own():
 
 
 def test_a_sample_is_the_same_alone():
-    net, x = curved().float(), images()
-    whole, ledger = run(SparseFool(), net, x)
+    net, x = curved().float(), corners()
+    whole, ledger = run(SparseFool(), net, x, norm="L1")
     for i in (0, 4, 9):
-        alone, own = run(SparseFool(), net, x[i : i + 1])
+        alone, own = run(SparseFool(), net, x[i : i + 1], norm="L1")
         assert torch.equal(whole[i], alone[0])
         assert own.forward[0] == ledger.forward[i]
