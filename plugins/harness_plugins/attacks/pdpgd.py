@@ -143,15 +143,13 @@ PRESETS: Mapping[tuple[Preset, str], Settings] = {
 
 
 @dataclass(frozen=True)
-class PDGD:
-    """Primal-dual gradient descent, L2 (section 5.3 of the thesis).
+class Options:
+    """What PDGD and PDPGD have both; what is none is the preset's for the norm.
 
-    Every option but the first two and the last is the preset's where it is none.
-
-    preset:      the thesis's settings (ℓ = relu, rates linear), the paper's (softplus, exponential)
-                 or the closest (tuned)
+    preset:      the thesis's settings (ℓ = relu, rates linear; PDPGD by plain descent), the paper's
+                 (softplus, rates exponential; by proximal Adam), or the norm's closest (tuned)
     steps:       forward passes, the first of the clean image; one fewer backward
-    lr:          learning rate of r, by Adam
+    lr:          learning rate of r
     lr_end:      the last step's share of it
     lr_decay:    how it falls to that
     dual_lr:     learning rate of log(λ₂ / λ₁)
@@ -160,7 +158,6 @@ class PDGD:
     start:       zero: the first run from r = 0 and restarts at random; random: all of them
     radius:      a random start is uniform in ±radius
     loss:        ℓ: relu(m) or softplus(m) / ln 2
-    weights:     both: λ₁‖r‖ + λ₂ℓ is descended; ratio: that over λ₂
     fine_tune:   a second run of as many passes from the best point, with steps a hundredth as long
     """
 
@@ -175,8 +172,17 @@ class PDGD:
     start: Start | None = None
     radius: Positive | None = None
     loss: LossName | None = None
-    weights: Literal["ratio", "both"] | None = None
     fine_tune: bool = False
+
+
+@dataclass(frozen=True)
+class PDGD(Options):
+    """Primal-dual gradient descent, L2, by Adam (section 5.3 of the thesis).
+
+    weights: both: λ₁‖r‖ + λ₂ℓ is descended; ratio: that over λ₂
+    """
+
+    weights: Literal["ratio", "both"] | None = None
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
         settings = _settings(self, PRESETS[self.preset, "PDGD"])
@@ -188,43 +194,16 @@ class PDGD:
 
 
 @dataclass(frozen=True)
-class PDPGD:
+class PDPGD(Options):
     """Primal-dual proximal gradient descent (section 5.4 of the thesis).
 
-    Every option but the first two and the last two is the preset's where it is none.
-
-    preset:      the thesis's settings (ℓ = relu, gradient descent, rates linear), the paper's
-                 (softplus, proximal Adam, rates exponential) or the norm's closest (tuned)
-    steps:       forward passes, the first of the clean image; one fewer backward
-    lr:          learning rate of r
-    lr_end:      the last step's share of it
-    lr_decay:    how it falls to that
-    dual_lr:     learning rate of log(λ₂ / λ₁)
-    dual_lr_end: the last step's share of it, linearly
-    c0:          λ₁ / λ₂ at the start
-    start:       zero: the first run from r = 0 and restarts at random; random: all of them
-    radius:      a random start is uniform in ±radius
-    loss:        ℓ: relu(m) or softplus(m) / ln 2
-    optimiser:   sgd goes by the gradient, for Linf by its sign; adam is proximal Adam
-    l0_prox:     two_thirds: that of Σ ‖r_p‖^⅔ over pixels p; hard: that of their number; with _max
-                 the paper's rule, which looks at a pixel's largest channel alone
-    fine_tune:   a second run of as many passes from the best point, with steps a hundredth as long
+    optimiser: sgd goes by the gradient, for Linf by its sign; adam is proximal Adam
+    l0_prox:   two_thirds: that of Σ ‖r_p‖^⅔ over pixels p; hard: that of their number; with _max
+               the paper's rule, which looks at a pixel's largest channel alone
     """
 
-    preset: Preset = "tuned"
-    steps: Annotated[int, Ge(1)] = 500
-    lr: Positive | None = None
-    lr_end: Share | None = None
-    lr_decay: Decay | None = None
-    dual_lr: Positive | None = None
-    dual_lr_end: Share | None = None
-    c0: Positive | None = None
-    start: Start | None = None
-    radius: Positive | None = None
-    loss: LossName | None = None
     optimiser: Optimiser | None = None
     l0_prox: L0Prox = "two_thirds"
-    fine_tune: bool = False
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
         settings = _settings(self, PRESETS[self.preset, threat.norm])
@@ -238,7 +217,7 @@ class PDPGD:
         return _attack(_Game(target, x, y, threat, settings), player, rng)
 
 
-def _settings(options: PDGD | PDPGD, preset: Settings) -> Settings:
+def _settings(options: Options, preset: Settings) -> Settings:
     """The preset, with what was given instead."""
     known = {field.name for field in fields(Settings)}
     given = {f.name: getattr(options, f.name) for f in fields(options) if f.name in known}
