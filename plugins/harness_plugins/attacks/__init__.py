@@ -123,6 +123,7 @@ _MINIMUM_NORM = (
     _minimum(
         "pdgd",
         "harness_plugins.attacks.pdpgd:PDGD",
+        version=2,
         summary="primal-dual gradient descent",
         paper="arXiv:2106.01538",
         norms=("L2",),

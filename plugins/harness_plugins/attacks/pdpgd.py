@@ -124,7 +124,7 @@ Y2021 = Settings(
 )
 FROM_ZERO = replace(THESIS, start="zero")
 PRESETS: Mapping[tuple[Preset, str], Settings] = {
-    ("tuned", "PDGD"): replace(FROM_ZERO, lr=0.1, lr_decay="exponential"),
+    ("tuned", "PDGD"): replace(FROM_ZERO, lr=0.5),
     ("tuned", "Linf"): replace(FROM_ZERO, lr=0.3, c0=0.1),
     ("tuned", "L2"): replace(FROM_ZERO, lr=0.5),
     ("tuned", "L1"): Y2021,
