@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.bench import Bench, Result
+from harness.compatibility import inside
 from harness.craft import Assault, Victim, wanted_labels
 from harness.eightbit import on_grid
 from harness.errors import BudgetSpent, PluginError
@@ -116,10 +117,11 @@ def run(bench: Bench) -> Result:
     return Result(
         "ok",
         facts={
-            "access": access(attack),
+            "access": access(attack, bench.model),
             "kind": _kind(bench),
             "counts": _counts(assault, samples),
             "eps": [asdict(e) for e in row.eps],
+            **_asked(assault),
             **facts,
         },
         cost=cost,
@@ -131,16 +133,31 @@ def run(bench: Bench) -> Result:
     )
 
 
-def access(attack: Resolved) -> str:
+def access(attack: Resolved, model: Resolved) -> str:
     """Which kind of attack this was: what of the judged model the images were made with."""
-    spec = attack.entry.spec
-    if spec.prepares:
+    if attack.entry.spec.prepares:
         return "substitute"
-    if any(r.kind == "model" for r in attack.refs):
+    sources = [r.resolved.identity for r in attack.refs if r.kind == "model"]
+    if sources and not (attack.entry.spec.like and sources == [model.identity]):
         return "transfer"
+    attack = inside(attack)
     if attack.given.gradient != "exact":
         return str(attack.given.gradient)
+    spec = attack.entry.spec
+    if spec.needs == "gradients" and model.given.saturate == "inf":
+        return "bpda"  # see `harness.saturation`
     return "parts" if spec.parts else spec.needs
+
+
+def _asked(assault: Assault) -> dict[str, Any]:
+    """Queries to other models than the judged one, all samples and budgets together."""
+    if not assault.asked:
+        return {}
+    forward, backward = (
+        sum(int(getattr(ledger, kind).sum()) for ledger in assault.asked)
+        for kind in ("forward", "backward")
+    )
+    return {"source_queries": {"forward": forward, "backward": backward}}
 
 
 def _kind(bench: Bench) -> str:

@@ -5,7 +5,7 @@ Fit cells and attack cells work on a `Bench` and leave a `Result`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.budget import Epsilon
-from harness.craft import Victim
+from harness.craft import Victim, surrogate_of
 from harness.data import Arrays, DataRef, as_images, choose
 from harness.errors import PluginError
-from harness.fit import Workshop, digest, from_cache, seeded
+from harness.fit import Workshop, digest, from_cache
 from harness.installed import versions
 from harness.manifest import ThreatRow
 from harness.options import AttackOptions, ModelOptions, Resolved, resolve
@@ -49,7 +49,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Bench:
-    """A task unpacked: plugins looked up, data opened, the device chosen."""
+    """A task unpacked: plugins looked up, data opened, the device chosen.
+
+    others: models that the attack refers to, by the names of their weights
+    """
 
     task: Mapping[str, Any]
     model: Resolved
@@ -59,6 +62,7 @@ class Bench:
     arrays: Arrays
     device: torch.device
     progress: Callable[[int, int], None]
+    others: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Mapping[str, Any], progress: Callable[[int, int], None]) -> Bench:
@@ -100,7 +104,7 @@ class Bench:
     @property
     def distributions(self) -> dict[str, str]:
         """Versions of the distributions whose plugins took part, and of what those require."""
-        parts = [self.model, *([self.attack] if self.attack else [])]
+        parts = [*_all_of(self.model), *(_all_of(self.attack) if self.attack else [])]
         required = {name: v for p in parts for name, v in versions(p.entry.spec).items()}
         return required | {p.entry.dist: p.entry.version for p in parts}
 
@@ -122,23 +126,24 @@ class Bench:
         referee, module = (
             from_cache(self.model, self.seed, self.workshop, expected) for _ in range(2)
         )
-        surrogate = None
-        if spec.surrogate:
-            with seeded(self.seed):
-                surrogate = module.surrogate()  # type: ignore[operator]
-            surrogate = surrogate.to(self.device).eval().requires_grad_(requires_grad=False)
-        return Victim(spec, self.predictor(referee), module, surrogate)
+        surrogate = surrogate_of(module, self.seed) if spec.surrogate else None
+        return Victim(spec, self.predictor(referee), module, surrogate, self.model.identity)
 
     def unchanged(self, victim: Victim) -> None:
         """Raise PluginError where the attack has changed the model's weights: what it made after
         that, it made on another model."""
-        if digest(victim.module.state_dict()) != self.task["weights"]:
-            raise PluginError("the attack changed the model's weights")
+        weights = {"": self.task["weights"], **self.task["sources"]}
+        for name, module in {"": victim.module, **self.others}.items():
+            if digest(module.state_dict()) != weights.get(name, ""):
+                raise PluginError("the attack changed the model's weights")
 
     def other(self, model: Resolved) -> tuple[nn.Module, Any]:
-        """Another fitted model of the board, with its spec."""
-        expected = self.task["sources"].get(self.workshop.weights_path(model, self.seed).stem, "")
-        return from_cache(model, self.seed, self.workshop, expected), model.entry.spec
+        """Another fitted model of the board, loaded once, with its spec."""
+        name = self.workshop.weights_path(model, self.seed).stem
+        if name not in self.others:
+            expected = self.task["sources"].get(name, "")
+            self.others[name] = from_cache(model, self.seed, self.workshop, expected)
+        return self.others[name].eval(), model.entry.spec
 
     def samples(self, predictor: Predictor) -> Samples:
         ids, _ = self.ids()
@@ -165,6 +170,13 @@ def _resolve_model(raw: Any, catalogue: Catalogue) -> Resolved:
 def _resolve_attack(raw: Any, catalogue: Catalogue) -> Resolved:
     selection = parse_selection(raw, "attack")
     return resolve(selection, catalogue.attack(selection.name), AttackOptions, catalogue, "attack")
+
+
+def _all_of(component: Resolved) -> Iterator[Resolved]:
+    """It and everything that it refers to."""
+    yield component
+    for nested in component.refs:
+        yield from _all_of(nested.resolved)
 
 
 def _threat(raw: Mapping[str, Any]) -> ThreatRow:

@@ -46,6 +46,18 @@ class Restarted:
         return best
 
 
+@dataclass(frozen=True)
+class Through:
+    """An attack inside another, with `gradient` and `eot` of its own."""
+
+    attack: Attack
+    gradient: str
+    eot: int
+
+    def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
+        return self.attack(target.seen(self.gradient, self.eot), x, y, threat, rng)
+
+
 def _reached(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     """Distance of the images that fool within the rules, (n,), infinite for the others."""
     fooled = (target.verdict(x_adv) != y) & threat.allows(x_adv, x)
@@ -64,13 +76,20 @@ def bind_attack(resolved: Resolved, target_of: TargetOf) -> Attack:
     return Restarted(attack, restarts) if restarts > 1 else attack
 
 
+def _inner(resolved: Resolved, target_of: TargetOf) -> Attack:
+    """An attack that another refers to; for the outermost the harness made the target so."""
+    attack, given = bind_attack(resolved, target_of), resolved.given
+    plain = given.gradient == "exact" and given.eot == 1
+    return attack if plain else Through(attack, given.gradient, given.eot)
+
+
 def _bound(value: Any, target_of: TargetOf) -> Any:
     """The value, with every reference in it resolved, those inside a `OneOf`'s choice too."""
     if isinstance(value, ResolvedRef):
         if value.kind == "model":
             return target_of(value.resolved)
         if value.kind == "attack":
-            return bind_attack(value.resolved, target_of)
+            return _inner(value.resolved, target_of)
         return bind(value.resolved, target_of)
     if not is_dataclass(value) or isinstance(value, type):
         return value

@@ -15,6 +15,12 @@
     reference = "1/16"              # the budget that ranks; the grid's last where it is left out
 
 A threat of norm `corruption` has a grid of severities, and `draws` that are averaged.
+
+    [matrix]
+    sources = { MLP = "fgsm", linear = ["fgsm", "pgd:steps=40"] }
+
+is short for one attack for each of them, `transfer:source=…,attack=…`, labelled `from MLP`,
+`from linear (fgsm)` and so on: images made on a model of the board, judged on all of them.
 """
 
 from __future__ import annotations
@@ -29,12 +35,13 @@ from typing import Any
 
 from harness.budget import Epsilon, near_fraction, parse_epsilon, parse_norm
 from harness.errors import UsageError, did_you_mean
-from harness.manifest import Published, ThreatRow
+from harness.manifest import MatrixRow, Published, ThreatRow
 from harness.plugin import CORRUPTION, Selection
 from harness.published import published
 from harness.reader import (
     Reader,
     a_list,
+    a_mapping,
     a_table,
     a_text,
     boolean,
@@ -50,6 +57,7 @@ from harness.selection import parse_selection
 TARGETS = ("none", "random", "least", "next")
 ORDERS = ("stratified", "first")
 CORRUPTION_DRAWS = 10
+TRANSFER = "transfer"  # the attack that a [matrix] is made of
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,8 @@ class Board:
     """A board as read, nothing looked up yet.
 
     core:   labels of attacks; with flags, not all of them need be among `attacks`
+    matrix: which attacks are transferred from which model
+    named:  the models as written, whatever flags have left of them: labels that an option may name
     home:   the distribution that the data set's name is of, where the board is built in
     sha256: of the file's bytes
     """
@@ -86,6 +96,8 @@ class Board:
     seeds: tuple[int, ...] = (0,)
     all_samples: bool = False
     published: tuple[Published, ...] = ()
+    matrix: tuple[MatrixRow, ...] = ()
+    named: tuple[Choice, ...] = ()
     home: str = ""
     sha256: str = ""
     hints: tuple[str, ...] = field(default=(), compare=False)
@@ -111,13 +123,12 @@ def parse_board(raw: bytes, where: str, home: str = "") -> Board:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{where}: not TOML: {error}") from error
     reader = Reader(table, where)
-    choices = {
-        kind: tuple(
-            _choice(item, f"{where}: {kind}[{i}]", home)
-            for i, item in enumerate(reader.take(kind, a_list, "a list"))
-        )
-        for kind in ("models", "attacks")
-    }
+    models = _choices(reader, "models", home)
+    matrix = _matrix(
+        reader.take("matrix", a_mapping, "a table", None), models, f"{where}: matrix", home
+    )
+    attacks = _choices(reader, "attacks", home, [] if matrix else ...)
+    attacks += tuple(choice for _, choice in matrix)
     threats = tuple(
         _threat(a_table(t, f"{where}: threat[{i}]"))
         for i, t in enumerate(reader.take("threat", a_list, "one [[threat]] or more"))
@@ -125,8 +136,8 @@ def parse_board(raw: bytes, where: str, home: str = "") -> Board:
     board = Board(
         name=reader.take("name", a_text, "a text"),
         dataset=parse_selection(reader.take("dataset", selectable, "a name"), f"{where}: dataset"),
-        models=choices["models"],
-        attacks=choices["attacks"],
+        models=models,
+        attacks=attacks,
         threats=threats,
         core=reader.take("core", list_of(a_text), "a list of attacks", ()),
         version=reader.take("version", positive, "an integer from 1", 1),
@@ -141,10 +152,12 @@ def parse_board(raw: bytes, where: str, home: str = "") -> Board:
             for figure in published(
                 a_table(block, f"{where}: published[{i}]"),
                 threats,
-                [c.label for c in choices["models"]],
-                [c.label for c in choices["attacks"]],
+                [c.label for c in models],
+                [c.label for c in attacks],
             )
         ),
+        matrix=tuple(row for row, _ in matrix),
+        named=models,
         home=home,
         sha256=hashlib.sha256(raw).hexdigest(),
     )
@@ -196,6 +209,44 @@ def checked(board: Board, where: str) -> Board:
         raise UsageError(f"{where}: seeds: expected different integers, got {list(board.seeds)}")
     hints = [near_fraction(e) for t in board.threats if t.norm != CORRUPTION for e in t.eps]
     return replace(board, hints=tuple(f"{where}: {h}" for h in hints if h))
+
+
+def _choices(reader: Reader, kind: str, home: str, default: Any = ...) -> tuple[Choice, ...]:
+    items = enumerate(reader.take(kind, a_list, "a list", default))
+    return tuple(_choice(item, f"{reader.where}: {kind}[{i}]", home) for i, item in items)
+
+
+def _matrix(
+    table: dict[str, Any] | None, models: tuple[Choice, ...], where: str, home: str
+) -> list[tuple[MatrixRow, Choice]]:
+    """The attacks of a [matrix], each from one of the models to all of them."""
+    if table is None:
+        return []
+    reader = Reader(table, where)
+    expected = 'a table of models and attacks, { MLP = "fgsm" }'
+    sources = reader.take("sources", a_mapping, expected)
+    reader.finish()
+    labelled = {c.label: c.selection for c in models}
+    rows = []
+    for source, written in sources.items():
+        at = f"{where}: sources: {source}"
+        if source not in labelled:
+            raise UsageError(
+                f"{where}: sources: {source!r} is not a model of the board"
+                f"{did_you_mean(source, labelled)} (models: {', '.join(labelled)})"
+            )
+        several = isinstance(written, list)
+        for item in written if several else [written]:
+            inner = _choice(item, at, home)
+            label = f"from {source} ({inner.label})" if several else f"from {source}"
+            options = (("source", labelled[source]), ("attack", inner.selection))
+            name = f"{home}/{TRANSFER}" if home else TRANSFER
+            rows.append(
+                (MatrixRow(source, inner.label, label), Choice(Selection(name, options), label, at))
+            )
+    if not rows:
+        raise UsageError(f"{where}: sources: expected {expected}, got none")
+    return rows
 
 
 def _choice(item: Any, where: str, home: str) -> Choice:

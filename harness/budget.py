@@ -9,9 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from harness.errors import UsageError, did_you_mean
 from harness.plugin import CORRUPTION, NORMS
+
+# The p of saturated images x^(p) (`harness.splits.saturated`); "inf" as text: JSON has no infinity.
+Saturation = Annotated[float, Ge(2)] | Literal["inf"] | None
 
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 _BUDGET = re.compile(rf"({_NUMBER})(?:\s*/\s*({_NUMBER}))?")

@@ -126,14 +126,15 @@ def plan(
     help="How to print it",
 )
 @click.option("--cost", is_flag=True, help="Times and queries instead of accuracies")
-def report(
-    board: str | None, data_dir: Path | None, out: Path | None, form: str, cost: bool
-) -> None:
+@click.option("--matrix", is_flag=True, help="From model to model, of a board with a [matrix]")
+@click.option("--eps", help="Another ε of the grid than the reference, for --matrix")
+def report(board: str | None, data_dir: Path | None, out: Path | None, **shown: Any) -> None:
     """Print a board's leaderboard from its records alone; nothing is run."""
     from harness import commands
     from harness.session import locate
 
-    sys.exit(commands.report(locate(board, out), data_dir, "cost" if cost else form))
+    shown_ = commands.Shown(**shown)
+    sys.exit(commands.report(locate(board, out), data_dir, shown_))
 
 
 @cli.command()

@@ -206,9 +206,31 @@ def plan(session: Session, *, as_json: bool) -> None:
     click.echo(", ".join(f"{n} {now}" for now, n in counts.items()))
 
 
-def report(place: Place, data_dir: Path | None, form: str) -> int:
+@dataclass(frozen=True)
+class Shown:
+    """What `harness report` shows, and how.
+
+    matrix: the matrix of sources and targets, at the ε of the text `eps` or at the reference
+    """
+
+    form: str
+    cost: bool = False
+    matrix: bool = False
+    eps: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.eps is not None and not self.matrix:
+            raise UsageError("--eps needs --matrix: the leaderboard has every ε of the grid")
+        if self.matrix and (self.cost or self.form == "csv"):
+            raise UsageError(
+                f"--matrix: not with {'--cost' if self.cost else '--format csv'}; leaderboard.csv "
+                "has its entries as adversarial_accuracy"
+            )
+
+
+def report(place: Place, data_dir: Path | None, shown: Shown) -> int:
     """The leaderboard from records alone."""
-    from harness.render import cost, csv, markdown, terminal
+    from harness.render import cost, csv, markdown, matrix, terminal
 
     manifest = read_manifest(place)
     if manifest is None:  # no cells.json of this board.toml: plan it again
@@ -217,10 +239,17 @@ def report(place: Place, data_dir: Path | None, form: str) -> int:
         manifest = plan_board(place.board, discover(), data_dir).manifest
     records, problems = place.store.scan()
     board = aggregate(manifest, records, problems)
-    if form == "terminal":
+    if shown.matrix:
+        titled = list(matrix.sections(board, shown.eps))
+        if shown.form == "terminal":
+            terminal.sections(titled)
+        else:
+            click.echo(markdown.sections(titled), nl=False)
+    elif shown.form == "terminal" and not shown.cost:
         terminal.render(board)
     else:
-        click.echo({"markdown": markdown, "csv": csv, "cost": cost}[form].render(board), nl=False)
+        page = cost if shown.cost else {"markdown": markdown, "csv": csv}[shown.form]
+        click.echo(page.render(board), nl=False)
     return 0
 
 

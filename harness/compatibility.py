@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness.errors import UsageError
 from harness.options import AttackOptions, Resolved, ResolvedRef
 from harness.plugin import CORRUPTION, LEVELS, AttackSpec, ModelSpec
+
+
+def inside(attack: Resolved) -> Resolved:
+    """The attack that makes the images: of one that is `like` another that other, else itself."""
+    while attack.entry.spec.like and attack.component is not None:
+        attack = getattr(attack.component, attack.entry.spec.like).resolved
+    return attack
 
 
 def applies(attack: AttackSpec, norm: str) -> bool:
@@ -31,10 +40,14 @@ def incompatible(
     """
     if norm not in attack.norms:
         return f"{attack.name} does not support {norm} (only {', '.join(attack.norms)})"
-    missing = [p for p in attack.parts if p not in model.parts]
+    missing = _missing(model, attack)
     if missing:
-        return f"{attack.name} needs the part {', '.join(missing)}, which {model.name} has not"
+        return f"{attack.name} needs the part {missing}, which {model.name} has not"
     return _out_of_reach(model, attack, given) or _beyond_its_source(attack, refs)
+
+
+def _missing(model: ModelSpec, attack: AttackSpec) -> str:
+    return ", ".join(p for p in attack.parts if p not in model.parts)
 
 
 def _out_of_reach(model: ModelSpec, attack: AttackSpec, given: AttackOptions) -> str:
@@ -53,12 +66,19 @@ def _out_of_reach(model: ModelSpec, attack: AttackSpec, given: AttackOptions) ->
 
 def _beyond_its_source(attack: AttackSpec, refs: tuple[ResolvedRef, ...]) -> str:
     """Why a transfer attack cannot be made: the attack inside needs more than its source offers."""
-    for inner in (r.resolved.entry.spec for r in refs if r.kind == "attack"):
+    for inner in (r.resolved for r in refs if r.kind == "attack"):
         for source in (r.resolved.entry.spec for r in refs if r.kind == "model"):
-            if LEVELS.index(inner.needs) > LEVELS.index(source.offers):
-                return (
-                    f"{inner.name} needs {inner.needs}, and {source.name}, which {attack.name} "
-                    f"makes its images on, offers {source.offers}"
+            spec, given = inner.entry.spec, inner.given
+            whose = f"{source.name}, which {attack.name} makes its images on,"
+            if missing := _missing(source, spec):
+                return f"{spec.name} needs the part {missing}, and {whose} has none"
+            if given.gradient != "exact":
+                if not source.surrogate:
+                    return f"gradient={given.gradient} needs a surrogate, and {whose} has none"
+            elif LEVELS.index(spec.needs) > LEVELS.index(source.offers):
+                other = f"; {spec.name}:gradient=bpda attacks through its surrogate"
+                return f"{spec.name} needs {spec.needs}, and {whose} offers {source.offers}" + (
+                    other if source.surrogate else ""
                 )
     for nested in (r.resolved for r in refs if r.kind == "attack"):
         if reason := _beyond_its_source(nested.entry.spec, nested.refs):
@@ -78,13 +98,34 @@ def check_options(attack: Resolved, where: str) -> None:
             f"{where}: {spec.name} is a corruption, of which the threat's `draws` are averaged; "
             "restarts do not apply to it"
         )
+    if spec.like and (given.gradient != "exact" or given.eot > 1):
+        raise UsageError(
+            f"{where}: gradient and eot belong to the attack inside {spec.name}, which asks the "
+            f"source: {spec.like}=(pgd:gradient=bpda)"
+        )
     for nested in attack.refs:
         if nested.kind == "attack":
-            own = nested.resolved.given
-            plain = AttackOptions(restarts=own.restarts)
-            if own != plain:
-                raise UsageError(
-                    f"{where}: of the harness's options only restarts applies to the attack "
-                    f"{nested.resolved.label!r} inside {spec.name}"
-                )
+            _check_inner(attack, nested.resolved, where)
             check_options(nested.resolved, where)
+
+
+def _check_inner(outer: Resolved, inner: Resolved, where: str) -> None:
+    """Raise UsageError where the attack cannot be inside the other."""
+    name, spec, own = outer.entry.spec.name, inner.entry.spec, inner.given
+    if spec.prepares:
+        raise UsageError(f"{where}: {inner.label!r} prepares, so it cannot be inside {name}")
+    plain = AttackOptions(restarts=own.restarts)
+    if outer.entry.spec.like:
+        if CORRUPTION in spec.norms:
+            raise UsageError(
+                f"{where}: {inner.label!r} is a corruption, which asks no model: without {name} it "
+                "is the same"
+            )
+        plain = replace(plain, gradient=own.gradient, eot=own.eot)
+        allowed = "restarts, gradient and eot apply to the attack"
+    else:
+        allowed = "restarts applies to the attack"
+    if own != plain:
+        raise UsageError(
+            f"{where}: of the harness's options only {allowed} {inner.label!r} inside {name}"
+        )

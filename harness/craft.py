@@ -7,8 +7,9 @@ a module of its own: whatever it does to it, the referee reads another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from harness.api import Round
 from harness.bind import TargetOf, bind, bind_attack
+from harness.compatibility import inside
 from harness.errors import BudgetSpent
 from harness.fit import seeded
 from harness.options import Resolved
@@ -36,21 +38,20 @@ class Victim:
 
     predictor: the model as the referee reads it
     module:    the same weights again, for the attack; surrogate: its differentiable stand-in
+    identity:  of the model, by which a source is known to be this very one
     """
 
     spec: ModelSpec
     predictor: Predictor
     module: nn.Module
     surrogate: nn.Module | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     def source(self, gradient: str, eot: int) -> Source:
-        p = self.predictor
-        exact = Source(self.module, p.classes, p.chunk, p.randomised, eot=eot)
-        if gradient == "surrogate" and self.surrogate is not None:
-            return replace(exact, module=self.surrogate, randomised=False)
-        if gradient == "bpda":
-            return replace(exact, backward=self.surrogate)
-        return exact
+        p, surrogate = self.predictor, self.surrogate
+        stand_in = None if surrogate is None else lambda: surrogate
+        whole = Source(self.module, p.classes, p.chunk, p.randomised, stand_in=stand_in)
+        return whole.seen(gradient, eot)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Assault:
     seed:    of the board; the samples' random numbers are keyed by it
     batch:   rows crafted at a time, halved where memory runs out
     modules: gives the fitted module of a model that an option names, and its spec
+    asked:   what each batch asked of such models
     """
 
     attack: Resolved
@@ -67,17 +69,20 @@ class Assault:
     seed: int
     batch: int
     modules: Callable[[Resolved], tuple[nn.Module, ModelSpec]]
+    asked: list[Ledger] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return (self.seed, self.attack.identity["name"])
+        return (self.seed, inside(self.attack).identity["name"])
 
     def image_by_image(self, samples: Samples) -> bool:
         """Whether another library's attack is given one image at a time: where its queries are to
         be told apart."""
         spec, given = self.attack.entry.spec, self.attack.given
         aimed = given.target != "none" or samples.wanted is not None
-        personal = aimed or given.query_budget is not None or self.victim.predictor.randomised
+        others = [r.resolved.entry.spec for r in self.attack.refs if r.kind == "model"]
+        random = self.victim.predictor.randomised or any(spec.randomised for spec in others)
+        personal = aimed or given.query_budget is not None or random
         return spec.one_by_one or (spec.pooled and personal)
 
     def craft(self, samples: Samples, threat: Threat, restart: int = 0) -> Made:
@@ -90,7 +95,7 @@ class Assault:
         source = self.victim.source("exact", 1)
         if turn.substitute is not None:
             module = turn.substitute.eval()
-            source = replace(source, module=module, randomised=False)
+            source = replace(source, module=module, randomised=False, stand_in=None)
 
         def one_batch(part: Samples) -> Made:
             target = self._target(part, threat, source)
@@ -178,23 +183,34 @@ class Assault:
         def target_of(other: Resolved) -> Target:
             module, spec = self.modules(other)
             p = self.victim.predictor
-            source = Source(module, p.classes, p.chunk, spec.randomised)
+            stand_in = partial(surrogate_of, module, self.seed) if spec.surrogate else None
+            source = Source(module, p.classes, p.chunk, spec.randomised, stand_in=stand_in)
             if part is None:
                 stream = StreamRng.keyed(*self.key, other.label)
-                return Target(source, spec.offers, Ledger(1), rng=stream)
+                return Target(source, spec.offers, self._asking(1), rng=stream)
             n = len(part.x)
+            like = bool(self.attack.entry.spec.like)
+            own = like and other.identity == self.victim.identity  # then it is no other model
+            whose = "" if own else other.label
             return Target(
                 source=source,
                 level=spec.offers,
-                ledger=Ledger(n),
+                ledger=self._asking(n),
                 rows=np.arange(n),
                 weight=np.ones(n, np.int64),
                 parts=spec.parts,
-                rng=self._forward_rng(part, other.label) if spec.randomised else None,
+                rng=self._forward_rng(part, whose) if spec.randomised else None,
                 wanted=self._wanted(part),
+                judged=own and not spec.randomised,
+                referee=(replace(p, module=module, randomised=spec.randomised), part.ids),
             )
 
         return target_of
+
+    def _asking(self, n: int) -> Ledger:
+        ledger = Ledger(n)
+        self.asked.append(ledger)
+        return ledger
 
     def _wanted(self, part: Samples) -> Tensor | None:
         """The label each sample is driven to, or None where any other label will do."""
@@ -216,6 +232,14 @@ class Assault:
 
     def _globals(self, part: Samples, restart: int) -> Any:
         return seeded(derive(*self.key, "globals", *part.ids[:1], restart) % 2**63)
+
+
+def surrogate_of(module: nn.Module, seed: int) -> nn.Module:
+    """The classifier's own stand-in, frozen; whatever it draws, it draws alike each time."""
+    with seeded(seed):
+        surrogate: nn.Module = module.surrogate()  # type: ignore[operator]
+    here = next(iter(module.state_dict().values()))
+    return surrogate.to(here.device).eval().requires_grad_(requires_grad=False)
 
 
 def _joined(made: list[Made]) -> Ledger:

@@ -252,3 +252,13 @@ class TrainingSet:
         noise = torch.from_numpy(generator.standard_normal(self.x.shape, np.float32))
         copy = noise.mul_(sigma).add_(self.x).clamp_(0, 1)
         return TrainingSet(self.info, torch.cat([self.x, copy]), torch.cat([self.y, self.y]))
+
+    def saturated(self, p: float) -> TrainingSet:
+        """The images as a classifier behind `harness.saturation.Saturated` sees them."""
+        import torch
+
+        from harness.saturation import saturate
+
+        parts = (self.x[i : i + 1000] for i in range(0, len(self.x), 1000))  # float64 inside
+        x = torch.cat([saturate(part, p) for part in parts])
+        return TrainingSet(self.info, x, self.y)

@@ -31,6 +31,7 @@ from harness.identity import key_of
 from harness.options import Resolved
 from harness.plan import weights_identity
 from harness.rng import SampleRng, StreamRng, derive
+from harness.saturation import Saturated
 from harness.target import Ledger, Source, Target
 
 Progress = Callable[[int, int], None]
@@ -112,7 +113,7 @@ def rebuilt(
     """`build()` with the trained weights. Whatever it draws, it draws alike each time."""
     recipe = bind(model, lambda _other: None)  # only fit() may ask for another fitted model
     with seeded(_own_seed(model, seed)):
-        module: nn.Module = recipe.build(workshop.ref.info)
+        module = _behind(recipe.build(workshop.ref.info), model)
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
@@ -121,6 +122,12 @@ def rebuilt(
             f"{' '.join(str(error).split())[:300]}"
         ) from error
     return module
+
+
+def _behind(module: nn.Module, model: Resolved) -> nn.Module:
+    """The classifier with what the harness puts before it."""
+    p = model.given.saturate
+    return module if p is None else Saturated(module, float(p))
 
 
 def _own_seed(model: Resolved, seed: int) -> int:
@@ -134,6 +141,7 @@ def _train(
     data = TrainingSet.of(workshop.ref)
     if model.given.noise:
         data = data.noisy(model.given.noise, seed)
+    seen = data if model.given.saturate is None else data.saturated(float(model.given.saturate))
     checkpoint = workshop.weights_path(model, seed).with_suffix(".checkpoint.safetensors")
     if workshop.fresh:
         checkpoint.unlink(missing_ok=True)
@@ -147,9 +155,10 @@ def _train(
         return Target(source, spec.offers, Ledger(1), rng=StreamRng.keyed(own, other.label))
 
     with seeded(own):
-        module = bind(model, target_of).fit(data, run)
+        module = bind(model, target_of).fit(seen, run)
     if not isinstance(module, nn.Module):
         raise PluginError(f"{model.label}: fit() returned {type(module).__name__}, not a Module")
+    module = _behind(module, model)
     state = {name: value.detach().clone() for name, value in module.state_dict().items()}
     if not state:
         raise PluginError(f"{model.label}: fit() returned a module without parameters or buffers")

@@ -56,7 +56,7 @@ def _specs(kind: str, catalogue: Catalogue) -> list[dict[str, Any]]:
         if isinstance(spec, ModelSpec):
             row["offers"] = spec.offers
         if isinstance(spec, AttackSpec):
-            row |= {"norms": list(spec.norms), "needs": spec.needs, "kind": spec.kind}
+            row |= {"norms": list(spec.norms), "needs": spec.needs, "kind": _budget(spec)}
         rows.append({**row, "summary": spec.summary, "from": f"{entry.dist} {entry.version}"})
     return rows
 
@@ -84,6 +84,10 @@ def show(name: str, catalogue: Catalogue, *, as_json: bool) -> None:
             constraint = f"  {o['constraint']}" if o["constraint"] else ""
             doc = f"  {o['doc']}" if o["doc"] else ""
             click.echo(f"  {o['name']}: {o['type']} = {o['default']}{constraint}{doc}")
+
+
+def _budget(spec: AttackSpec) -> str:
+    return f"as its {spec.like}" if spec.like else spec.kind
 
 
 def _options(kind: str, entry: Entry[Any]) -> list[OptionInfo]:
@@ -133,7 +137,7 @@ def _facts(kind: str, entry: Entry[Any]) -> dict[str, Any]:
         if spec.short_for:
             facts["short for"] = spec.short_for
     if isinstance(spec, AttackSpec):
-        facts |= {"norms": list(spec.norms), "needs": spec.needs, "budget": spec.kind}
+        facts |= {"norms": list(spec.norms), "needs": spec.needs, "budget": _budget(spec)}
     if missing := lacking(spec):
         facts["missing"] = f"{missing} (its own options are known then)"
     return facts

@@ -80,6 +80,16 @@ class Published:
 
 
 @dataclass(frozen=True)
+class MatrixRow:
+    """A row of the matrix of sources and targets: the label of the attack that makes the images of
+    the model labelled `source`, and the selection of the attack that is run on that."""
+
+    source: str
+    by: str
+    attack: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """See the module. `board_sha256` is of board.toml's bytes."""
 
@@ -96,9 +106,13 @@ class Manifest:
     entries: tuple[Entry, ...]
     board_sha256: str = ""
     published: tuple[Published, ...] = ()
+    matrix: tuple[MatrixRow, ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        fields = asdict(self)
+        if not self.matrix:
+            del fields["matrix"]
+        return json.dumps({"schema": SCHEMA, **fields}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -124,5 +138,6 @@ class Manifest:
             "entries": tuple(Entry(**e) for e in raw.pop("entries")),
             "seeds": tuple(raw.pop("seeds")),
             "published": tuple(Published(**p) for p in raw.pop("published", [])),
+            "matrix": tuple(MatrixRow(**m) for m in raw.pop("matrix", [])),
         }
         return cls(**lists, **raw)

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
+from harness.budget import Saturation
 from harness.errors import (
     BrokenPlugin,
     HarnessError,
@@ -72,10 +73,17 @@ class AttackOptions:
 class ModelOptions:
     """What the harness gives to every model.
 
-    noise: σ of the Gaussian noise in the copies that join the training images; 0: no copies
+    noise:    σ of the Gaussian noise in the copies that join the training images; 0: no copies
+    saturate: p from 2 to inf: trained on saturated images x^(p), and its input is saturated too.
+              It then has no parts, for they speak of the saturated input
     """
 
     noise: Annotated[float, Ge(0)] = 0.0
+    saturate: Saturation = None
+
+
+# What came after the first records: where it is none, an identity is without it, as theirs are.
+ADDED = ("saturate",)
 
 
 @dataclass(frozen=True)
@@ -217,6 +225,7 @@ def _resolve(written: Selection, harness_options: type | None, scope: _Scope) ->
         _check_known(selection.given, [*own, *ours], _spoken(written, selection, scope))
         read = _fill(factory, selection.given, scope)
     harness = _fill(harness_options, selection.given, scope) if harness_options else _NOTHING
+    entry = replace(entry, spec=_effective(entry, read.value, harness.value))
     harness = _fitting(entry.spec, harness, scope)
     return Resolved(
         selection=replace(selection, name=entry.full),
@@ -233,6 +242,18 @@ def _resolve(written: Selection, harness_options: type | None, scope: _Scope) ->
         label=str(replace(written, name=scope.catalogue.short(named.full))),
         lacks=lacks or next((r.resolved.lacks for r in read.refs if r.resolved.lacks), ""),
     )
+
+
+def _effective(entry: Entry[Any], component: Any, given: Any) -> Any:
+    """The spec with the facts that follow from its options."""
+    spec = entry.spec
+    if isinstance(spec, AttackSpec) and spec.like and component is not None:
+        held = getattr(component, spec.like, None)
+        if not isinstance(held, ResolvedRef) or held.kind != "attack":
+            raise BrokenPlugin(f"{entry.full}: like={spec.like!r}: no option that names an attack")
+        return spec.following(held.resolved.entry.spec)
+    saturated = isinstance(given, ModelOptions) and given.saturate is not None
+    return replace(spec, parts=()) if saturated else spec
 
 
 def _unread(given: Mapping[str, Any], ours: Iterable[str]) -> _Read:
@@ -284,7 +305,11 @@ def _fill(cls: type, given: Mapping[str, Any], scope: _Scope) -> _Read:
     except Exception as error:
         raise BrokenPlugin(f"{scope.entry.full}: {cls.__name__}(…) raised {error!r}") from error
     refs = tuple(found for field in read.values() for found in field.refs)
-    return _Read(instance, {name: field.identity for name, field in read.items()}, refs)
+    identity = {name: field.identity for name, field in read.items()}
+    for name in ADDED:
+        if name in identity and identity[name] is None:
+            del identity[name]
+    return _Read(instance, identity, refs)
 
 
 def _read(option: Option, raw: Any, scope: _Scope) -> _Read:
@@ -348,6 +373,8 @@ def _reference(kind: Kind, value: Any, at: str, scope: _Scope) -> _Read:
         raise type(error)(f"{at}: {error}") from error
     harness_options = AttackOptions if kind == "attack" else ModelOptions
     found = ResolvedRef(kind, _resolve(selection, harness_options, replace(scope, entry=entry)))
+    if kind == "recipe" and found.resolved.given != ModelOptions():
+        raise UsageError(f"{at}: noise and saturate belong to the model that it is trained in")
     return _Read(found, found.resolved.identity, (found,))
 
 

@@ -13,15 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.board import Board, Choice
-from harness.compatibility import applies, check_options, misfit
+from harness.compatibility import applies, misfit
 from harness.data import DataRef, choose
 from harness.errors import UsageError
 from harness.identity import key_of
 from harness.manifest import Entry, Manifest, Published, Row, ThreatRow
-from harness.options import AttackOptions, ModelOptions, Resolved, resolve
+from harness.options import Resolved
 from harness.plugin import Selection
 from harness.records import Record
-from harness.registry import Catalogue
 
 PROTOCOL = 1  # raised when the referee or what a record holds changes
 
@@ -118,33 +117,6 @@ def own_seed_points(attack: Resolved) -> int:
     """How many of them this attack is given."""
     asked = attack.given.seed_points
     return int(attack.entry.spec.seed_points if asked is None else asked)
-
-
-def select(
-    board: Board, catalogue: Catalogue
-) -> tuple[list[tuple[Choice, Resolved]], list[tuple[Choice, Resolved]]]:
-    """The board's models and attacks, looked up and validated."""
-    models = [
-        (
-            c,
-            resolve(
-                c.selection, catalogue.model(c.selection.name), ModelOptions, catalogue, c.where
-            ),
-        )
-        for c in board.models
-    ]
-    attacks = [
-        (
-            c,
-            resolve(
-                c.selection, catalogue.attack(c.selection.name), AttackOptions, catalogue, c.where
-            ),
-        )
-        for c in board.attacks
-    ]
-    for choice, attack in attacks:
-        check_options(attack, choice.where)
-    return models, attacks
 
 
 def weights_identity(
@@ -316,6 +288,7 @@ def _manifest(
         entries=entries,
         board_sha256=board.sha256,
         published=tuple(p for p in board.published if _stands(p, board)),
+        matrix=tuple(m for m in board.matrix if m.attack in [c.label for c, _ in attacks]),
     )
 
 

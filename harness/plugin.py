@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import pluggy
@@ -31,6 +31,7 @@ LEVELS: tuple[Level, ...] = ("labels", "scores", "gradients")
 NORMS = ("Linf", "L2", "L1", "L0")
 CORRUPTION = "corruption"
 KINDS = ("fixed-budget", "minimum-norm")
+FOLLOWED = ("norms", "kind", "deterministic", "one_by_one", "pooled")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
@@ -129,6 +130,8 @@ class AttackSpec(Spec):
     pooled:        another library's attack on whole batches: it asks `target.pooled()`, and its
                    counts are means over a batch; run image by image where a query budget, targets
                    or a randomised model need to know which sample is asked about
+    like:          an option that names the attack inside: the facts of `FOLLOWED` are that
+                   attack's, whatever stands here, and it is run on the models this one refers to
     """
 
     norms: tuple[str, ...] = ()
@@ -140,6 +143,7 @@ class AttackSpec(Spec):
     deterministic: bool = False
     one_by_one: bool = False
     pooled: bool = False
+    like: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,6 +162,10 @@ class AttackSpec(Spec):
             raise ValueError(f"{self.name}: prepares, one_by_one and pooled exclude one another")
         if self.needs not in LEVELS:
             raise ValueError(f"{self.name}: needs {self.needs!r} is not one of {LEVELS}")
+
+    def following(self, inner: AttackSpec) -> AttackSpec:
+        """Itself with the facts of the attack inside."""
+        return replace(self, **{name: getattr(inner, name) for name in FOLLOWED})
 
 
 @dataclass(frozen=True)

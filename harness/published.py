@@ -16,12 +16,11 @@ measure that needs no attack, `values` has one number for each model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from harness.budget import parse_norm
 from harness.errors import UsageError, did_you_mean
 from harness.manifest import Published, ThreatRow
-from harness.reader import Reader, a_table, a_text, one_of, scalar
+from harness.reader import Reader, a_mapping, a_table, a_text, one_of, scalar
 
 AT_A_BUDGET = ("robust_accuracy", "adversarial_accuracy")
 OF_THE_MODEL = ("clean_accuracy",)
@@ -43,7 +42,7 @@ def published(
         eps = str(reader.take("eps", scalar, "a budget of the norm's grid"))
         _known("eps", eps, grids[norm], where)
     note = reader.take("note", a_text, "a text", "")
-    values = reader.take("values", _mapping, "a table of models")
+    values = reader.take("values", a_mapping, "a table of models")
     reader.finish()
     for model, figures in values.items():
         _known("values", model, models, where)
@@ -62,9 +61,3 @@ def _known(key: str, name: str, names: list[str], where: str) -> None:
             f"{where}: {key}: {name!r} is not on the board{did_you_mean(name, names)} "
             f"(there: {', '.join(names)})"
         )
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError
-    return value

@@ -81,6 +81,12 @@ def selectable(value: Any) -> Any:
     return value
 
 
+def a_mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
+
+
 def a_table(value: Any, where: str) -> Reader:
     if not isinstance(value, dict):
         raise UsageError(f"{where}: expected a table, got {value!r}")

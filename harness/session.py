@@ -30,9 +30,10 @@ from harness.budget import parse_norm
 from harness.data import DataOptions, DataRef, Files, Splits, apply, check, materialise
 from harness.errors import HarnessError, PluginError, RecordError, UsageError
 from harness.leaderboard import Leaderboard, aggregate
+from harness.lineup import attack_of, select
 from harness.manifest import Manifest, ThreatRow
 from harness.options import Resolved, resolve
-from harness.plan import Plan, board_data, make_plan, seed_points, select
+from harness.plan import Plan, board_data, make_plan, seed_points
 from harness.plugin import CORRUPTION
 from harness.records import Problem, Record, Store
 from harness.registry import DISTRIBUTION, Catalogue
@@ -278,7 +279,7 @@ def open_session(
 def _narrowed(board: Board, catalogue: Catalogue) -> tuple[Board, list[str]]:
     """Without the board's own attacks that support none of the norms asked for; a note of them."""
     norms = {t.norm for t in board.threats}
-    kept = tuple(c for c in board.attacks if norms & set(_norms_of(c, catalogue)))
+    kept = tuple(c for c in board.attacks if norms & set(_norms_of(c, board, catalogue)))
     left = [c.label for c in board.attacks if c not in kept]
     if not kept:
         raise UsageError(
@@ -295,7 +296,7 @@ def _with_whole_core(plan: Plan, own: Board, catalogue: Catalogue) -> Plan:
 
     A model that was not attacked with all of it is not ranked.
     """
-    core = {c.label: _norms_of(c, catalogue) for c in own.attacks if c.label in own.core}
+    core = {c.label: _norms_of(c, own, catalogue) for c in own.attacks if c.label in own.core}
     threats = tuple(
         replace(t, core=tuple(name for name, norms in core.items() if t.norm in norms))
         for t in plan.manifest.threats
@@ -303,8 +304,9 @@ def _with_whole_core(plan: Plan, own: Board, catalogue: Catalogue) -> Plan:
     return replace(plan, manifest=replace(plan.manifest, threats=threats))
 
 
-def _norms_of(attack: Choice, catalogue: Catalogue) -> tuple[str, ...]:
-    return catalogue.attack(attack.selection.name).spec.norms
+def _norms_of(attack: Choice, board: Board, catalogue: Catalogue) -> tuple[str, ...]:
+    norms: tuple[str, ...] = attack_of(attack, board, catalogue).entry.spec.norms
+    return norms
 
 
 def plan_board(board: Board, catalogue: Catalogue, data_dir: Path | None) -> Plan:

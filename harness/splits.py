@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from annotated_types import Ge
 
+from harness.budget import Saturation
 from harness.errors import PluginError, UsageError
 from harness.files import Files
 
@@ -51,12 +52,14 @@ class Dataset(Protocol):
 class DataOptions:
     """What the harness gives to every data set.
 
-    classes: those to keep, 0-1, 3+8 or 0-4+7, relabelled from 0 in the order written; else all
-    train:   how many training images to keep, a fixed, class-proportional choice
+    classes:  those to keep, 0-1, 3+8 or 0-4+7, relabelled from 0 in the order written; else all
+    train:    how many training images to keep, a fixed, class-proportional choice
+    saturate: p from 2 to inf of the saturated images x^(p); inf: binarised
     """
 
     classes: tuple[int | str, ...] = ()
     train: Annotated[int, Ge(1)] | None = None
+    saturate: Saturation = None
 
 
 def check(splits: Splits, name: str) -> None:
@@ -119,17 +122,46 @@ def _check_labels(y: Array, names: tuple[str, ...], where: str) -> None:
 
 
 def apply(splits: Splits, options: DataOptions) -> Splits:
-    """The classes and the training images that were asked for. Raises UsageError."""
+    """The classes and the training images that were asked for, saturated. Raises UsageError."""
     if options.classes:
         splits = _only(splits, class_list(options.classes, len(splits.names)))
-    if options.train is None:
-        return splits
+    if options.train is not None:
+        splits = _fewer(splits, options.train)
+    if options.saturate is not None:
+        train, test = (saturated(x, options.saturate) for x in (splits.train_x, splits.test_x))
+        splits = replace(splits, train_x=train, test_x=test)
+    return splits
+
+
+def _fewer(splits: Splits, train: int) -> Splits:
     available = len(splits.train_y)
-    if options.train > available:
-        raise UsageError(f"train={options.train}: there are {available} training images")
-    rows = np.sort(stratified(splits.train_y)[: options.train])
-    _check_labels(splits.train_y[rows], splits.names, f"train={options.train}")
+    if train > available:
+        raise UsageError(f"train={train}: there are {available} training images")
+    rows = np.sort(stratified(splits.train_y)[:train])
+    _check_labels(splits.train_y[rows], splits.names, f"train={train}")
     return replace(splits, train_x=splits.train_x[rows], train_y=splits.train_y[rows])
+
+
+def saturated(x: Array, p: float | Literal["inf"]) -> Array:
+    """x^(p) = ½ sign(2x − 1) |2x − 1|^(2/p) + ½ of each pixel: 2 changes nothing, inf binarises.
+
+    ½ stays ½. uint8 images, none of whose pixels is ½, stay uint8 where p is inf, and are float32
+    for any p between 2 and inf.
+    """
+    exponent = float(p)
+    if exponent == 2:
+        return x
+    if x.dtype == np.uint8:
+        if exponent == np.inf:
+            return np.where(x > 127, 255, 0).astype(np.uint8)
+        return _saturated(np.arange(256) / 255, exponent)[x]
+    return _saturated(x, exponent)
+
+
+def _saturated(x: Array, p: float) -> Array:
+    u = 2 * x.astype(np.float64) - 1
+    steep: Array = np.sign(u) * np.abs(u) ** (2 / p)
+    return (steep / 2 + 0.5).astype(np.float32)
 
 
 def class_list(written: Iterable[int | str], known: int) -> list[int]:

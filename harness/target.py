@@ -8,7 +8,7 @@ random streams follow samples whatever subset, or n x 100 batch, is asked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ class Source:
                classifier's own (BPDA: Athalye et al., 2018, arXiv:1802.00420, section 4.1)
     eot:       how many passes of a randomised classifier are averaged (Athalye et al., 2018,
                arXiv:1707.07397)
+    stand_in:  gives the classifier's surrogate, where it has one
     """
 
     module: nn.Module
@@ -44,6 +45,17 @@ class Source:
     randomised: bool = False
     backward: nn.Module | None = None
     eot: int = 1
+    stand_in: Callable[[], nn.Module] | None = None
+
+    def seen(self, gradient: str, eot: int) -> Source:
+        """The classifier asked by the harness's options `gradient` and `eot`."""
+        if gradient == "exact":
+            return replace(self, eot=eot)
+        if self.stand_in is None:
+            raise PluginError(f"gradient={gradient} needs a surrogate, which the model has not")
+        if gradient == "bpda":
+            return replace(self, backward=self.stand_in(), eot=eot)
+        return replace(self, module=self.stand_in(), randomised=False, eot=eot)
 
     def scores(self, x: Tensor, rng: SampleRng | StreamRng | None) -> Tensor:
         """(n, k), with graph where gradients are on."""
@@ -216,6 +228,14 @@ class Target:
         self.ledger.charge(self._weight(x) * (PASSES if predictor.randomised else 1))
         labels = predictor.labels(x, [ids[row] for row in self.rows])
         return labels if self.wanted is None else (labels == self.wanted).long()
+
+    def seen(self, gradient: str, eot: int) -> Target:
+        """The handle that asks by these of the harness's options, as an attack inside another may
+        have them. Raises PluginError where the model has no surrogate to go through."""
+        source = self.source.seen(gradient, eot)
+        if gradient == "exact":
+            return replace(self, source=source)
+        return replace(self, source=source, level="gradients", judged=False)
 
     def part(self, name: str) -> Any:
         """A named part of the classifier, if the attack declared it."""

@@ -14,9 +14,11 @@ from harness_plugins.architectures import (
     ARCHITECTURES,
     MLP,
     AllConv,
+    LeNet,
     LeNet5,
     Linear,
     Madry,
+    SimpleNet,
     SmallConv,
 )
 
@@ -54,6 +56,10 @@ def count(net: nn.Module) -> int:
             + (6144 * 1200 + 1200)
             + 12010,
         ),
+        (LeNet(), CIFAR, 456 + 2416 + (1024 * 120 + 120) + (120 * 84 + 84) + 850),
+        (LeNet(), DIGITS, 156 + 2416 + (64 * 120 + 120) + (120 * 84 + 84) + 850),
+        (SimpleNet(), CIFAR, 456 + 2416 + (1024 * 80 + 80) + 810),
+        (SimpleNet(width=500), CIFAR, 456 + 2416 + (1024 * 500 + 500) + 5010),
     ],
 )
 def test_has_the_parameters_that_its_description_says(arch, info, parameters):
@@ -79,7 +85,9 @@ def test_smallconv_says_from_which_size_it_works():
         SmallConv().build(Info((1, 8, 3), 2, 1))
 
 
-@pytest.mark.parametrize(("arch", "least"), [(Madry(), 4), (AllConv(), 8)])
+@pytest.mark.parametrize(
+    ("arch", "least"), [(Madry(), 4), (AllConv(), 8), (LeNet(), 4), (SimpleNet(), 4)]
+)
 def test_says_from_which_size_it_works(arch, least):
     shape = (1, least, least + 1)
     assert arch.build(Info(shape, 2, 1))(torch.rand(1, *shape)).shape == (1, 2)
@@ -95,6 +103,8 @@ def test_says_from_which_size_it_works(arch, least):
         (SmallConv(), DIGITS, ["pool2", "relu3"]),
         (Madry(), MNIST, ["pool2", "relu3"]),
         (AllConv(), CIFAR, ["relu8", "relu9"]),
+        (LeNet(), CIFAR, ["pool2", "relu3", "relu4"]),
+        (SimpleNet(), CIFAR, ["pool2", "relu3"]),
     ],
 )
 def test_dropout_stands_after_the_hidden_layers(arch, info, before_each_dropout):
@@ -135,7 +145,24 @@ def test_an_mlp_computes_what_its_weights_say(activation, function):
     torch.testing.assert_close(net(x), h @ net.get_submodule("fc3").weight.T)  # zero biases
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+NORMAL = ("lenet", "simplenet")
+
+
+@pytest.mark.parametrize("name", NORMAL)
+def test_weights_are_he_and_glorot_normal_and_biases_zero(name):
+    """He: variance 2 / fan-out; Glorot: 2 / (fan-in + fan-out). Enough maps and units to tell."""
+    for layer in ARCHITECTURES[name]().build(CIFAR):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            outputs, inputs = layer.weight.shape[:2]
+            fans = outputs * 25 if isinstance(layer, nn.Conv2d) else outputs + inputs
+            count = layer.weight.numel()
+            spread = layer.weight.std().item() / (2 / fans) ** 0.5
+            assert spread == pytest.approx(1, abs=4 / (2 * count) ** 0.5)
+            assert layer.weight.abs().max() > 1.8 * (2 / fans) ** 0.5  # not uniform
+            assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - set(NORMAL)))
 def test_weights_fill_glorots_interval_and_biases_are_zero(name):
     for layer in ARCHITECTURES[name]().build(CIFAR):
         if isinstance(layer, nn.Linear | nn.Conv2d):

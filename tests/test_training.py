@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load, save
+from checkpoints import Kept, Killed
 from torch import nn
 from torch.nn import functional
 
@@ -36,28 +36,6 @@ def data():
     x = 0.5 * torch.rand(50, 1, 4, 4, generator=rng)
     x[torch.arange(50), 0, y] += 0.4
     return TrainingSet(INFO, x, y)
-
-
-class Killed(Exception):
-    pass
-
-
-class Kept:
-    """The harness's checkpoint of one training: bytes, as on disk."""
-
-    def __init__(self, kill_after=None):
-        self.bytes = None
-        self.saves = 0
-        self.kill_after = kill_after
-
-    def __call__(self, state):
-        if state is None:
-            return None if self.bytes is None else load(self.bytes)
-        self.bytes = save({k: v.detach().contiguous() for k, v in state.items()})
-        self.saves += 1
-        if self.saves == self.kill_after:
-            raise Killed
-        return None
 
 
 def network(dropout=0.0):

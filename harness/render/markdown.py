@@ -7,10 +7,10 @@ the bytes do not hang on the version of a library that measures widths.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from harness.leaderboard import INVALID, NO_GRADIENT, OUTDONE, RELABELLED, Leaderboard
-from harness.render import grids
+from harness.render import grids, matrix
 from harness.render.grids import Grid
 from harness.render.text import plain
 from harness.standings import CorruptionTable, Table
@@ -47,6 +47,11 @@ COLUMNS = """\
 def render(board: Leaderboard) -> str:
     """The page; the same bytes for the same records."""
     return "\n\n".join(_parts(board)) + "\n"
+
+
+def sections(titled: Iterable[tuple[str, Grid]]) -> str:
+    """Tables alone, each below its title."""
+    return "\n\n".join(f"## {_escape(title)}\n\n{_draw(grid)}" for title, grid in titled) + "\n"
 
 
 def _parts(board: Leaderboard) -> Iterator[str]:
@@ -114,6 +119,13 @@ def _threat(board: Leaderboard, table: Table) -> Iterator[str]:
     yield f"## {threat.norm}{aim}, ranked at ε = {threat.reference.text}"
     yield f"ε in {grid}. Each attack's column is robust accuracy against it alone."
     yield _draw(grids.ranking(table))
+    if board.board.matrix:
+        yield f"### {threat.norm}: from model to model, ε = {threat.reference.text}"
+        yield (
+            "Accuracy on the model of the column of images made on the model of the row, over all "
+            "evaluated samples; published figures in parentheses."
+        )
+        yield _draw(matrix.grid(board, table, table.at))
     yield f"### {threat.norm}: robust accuracy as ε grows"
     yield _draw(grids.curves(table))
     pairs = grids.attacks(table)

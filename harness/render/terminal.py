@@ -6,7 +6,7 @@ stream's encoding cannot hold are written as '?'.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from rich.console import Console
@@ -22,8 +22,13 @@ from harness.render.text import plain
 
 def render(board: Leaderboard, console: Console | None = None) -> None:
     """Print every threat's ranking, the corruptions, and what has no result."""
+    sections(_sections(board), console)
+
+
+def sections(titled: Iterable[tuple[str, Grid]], console: Console | None = None) -> None:
+    """Print tables, each below its title."""
     console = console or Console()
-    for title, grid in _sections(board):
+    for title, grid in titled:
         if console.is_terminal:
             console.print(Text(_held(title, console)), _drawn(grid, console))
         else:

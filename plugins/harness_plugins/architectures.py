@@ -5,8 +5,9 @@
 dropout layer. The layers that hold tensors are named (conv1, fc1, …): a checkpoint that is to be
 loaded calls its tensors conv1.weight, conv1.bias, ….
 
-Weights are drawn from Glorot and Bengio's uniform distribution (2010, AISTATS, eq. 16), biases are
-zero. Convolutions are kept in channels-last memory, a quarter faster on a CPU, forward and back.
+Weights are drawn from Glorot and Bengio's uniform distribution (2010, AISTATS, eq. 16) where an
+architecture says nothing else, biases are zero. Convolutions are kept in channels-last memory, a
+quarter faster on a CPU, forward and back.
 """
 
 from __future__ import annotations
@@ -205,6 +206,34 @@ class AllConv:
         )
 
 
+@dataclass(frozen=True)
+class LeNet:
+    """The small LeNet of PyTorch's CIFAR-10 tutorial, here with padding.
+
+    Two 5×5 convolutions that keep the size, 6 and 16 maps, each pooled 2×2, then 120 and 84 units.
+    4×4 is the least. Weights as in `SimpleNet`. Dropout: after the second pool and the units.
+    """
+
+    def build(self, info: Info, dropout: float = 0.0) -> nn.Module:
+        return _two_convolutions("lenet", (120, 84), info, dropout)
+
+
+@dataclass(frozen=True)
+class SimpleNet:
+    """`lenet` with one layer of `width` units.
+
+    Convolutions' weights are drawn from He et al.'s normal distribution (2015, arXiv:1502.01852,
+    eq. 14, fan-out), the others' from Glorot and Bengio's.
+
+    width: units of the hidden layer
+    """
+
+    width: Annotated[int, Ge(1)] = 80
+
+    def build(self, info: Info, dropout: float = 0.0) -> nn.Module:
+        return _two_convolutions("simplenet", (self.width,), info, dropout)
+
+
 ARCHITECTURES: Mapping[str, type] = {
     "linear": Linear,
     "mlp": MLP,
@@ -212,7 +241,38 @@ ARCHITECTURES: Mapping[str, type] = {
     "smallconv": SmallConv,
     "madry": Madry,
     "allconv": AllConv,
+    "lenet": LeNet,
+    "simplenet": SimpleNet,
 }
+
+
+def _two_convolutions(name: str, units: tuple[int, ...], info: Info, dropout: float) -> nn.Module:
+    """LeNet's convolutions, and layers of so many units."""
+    channels, height, width = info.shape
+    if min(height, width) < 4:
+        raise PluginError(
+            f"architecture {name} needs images of 4x4 or larger, not {height}x{width}"
+        )
+    layers: list[Layer] = []
+    for i, maps in enumerate((6, 16), start=1):
+        convolution = nn.Conv2d(channels, maps, 5, padding=2)
+        layers += [
+            (f"conv{i}", convolution),
+            (f"relu{i}", nn.ReLU()),
+            (f"pool{i}", nn.MaxPool2d(2)),
+        ]
+        channels = maps
+    layers += [*_dropout(1, dropout), ("flatten", nn.Flatten())]
+    inputs = channels * (height // 4) * (width // 4)
+    for i, outputs in enumerate(units, start=1):
+        layers += [
+            (f"fc{i}", nn.Linear(inputs, outputs)),
+            (f"relu{i + 2}", nn.ReLU()),
+            *_dropout(i + 1, dropout),
+        ]
+        inputs = outputs
+    head = (f"fc{len(units) + 1}", nn.Linear(inputs, info.classes))
+    return _net(*layers, head, draw=_normal)
 
 
 def _entries(info: Info) -> int:
@@ -229,11 +289,22 @@ def _dropout(index: int, probability: float) -> list[Layer]:
     return [(f"dropout{index}", nn.Dropout(probability))] if probability else []
 
 
-def _net(*layers: Layer) -> nn.Module:
+def _uniform(layer: nn.Linear | nn.Conv2d) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+
+
+def _normal(layer: nn.Linear | nn.Conv2d) -> None:
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    else:
+        nn.init.xavier_normal_(layer.weight)
+
+
+def _net(*layers: Layer, draw: Callable[[nn.Linear | nn.Conv2d], None] = _uniform) -> nn.Module:
     net = nn.Sequential(OrderedDict(layers))
     for module in net:
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight)
+            draw(module)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -154,7 +154,46 @@ _NOISE = (
     ),
 )
 
+_ZERO_ONE = (
+    "Xue, Xie and Roshan, 2020, On the transferability of adversarial examples between convex and "
+    "01 loss models"
+)
+_structure = partial(AttackSpec, norms=("Linf",), needs="labels")
+_STRUCTURE = (
+    _structure(
+        "linear_sign",
+        "harness_plugins.attacks.linear_sign:LinearSign",
+        summary="the worst image of a linear model, in one step",
+        paper=_ZERO_ONE,
+        parts=("linear",),
+        deterministic=True,
+    ),
+    _structure(
+        "hidden_node",
+        "harness_plugins.attacks.hidden_node:HiddenNode",
+        summary="across the hyperplane of one sign unit after the other",
+        paper=_ZERO_ONE,
+        parts=("sign_network",),
+    ),
+    _structure(
+        "sign_search",
+        "harness_plugins.attacks.sign_search:SignSearch",
+        summary="exact or near-exact search on the structure of a sign network",
+        parts=("sign_network",),
+    ),
+)
+
+_TRANSFER = AttackSpec(
+    "transfer",
+    "harness_plugins.attacks.transfer:Transfer",
+    summary="made on another model by another attack",
+    paper="arXiv:1605.07277",
+    norms=NORMS,
+    needs="labels",
+    like="attack",
+)
+
 
 @hookimpl
 def harness_attacks() -> Iterator[AttackSpec]:
-    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_NOISE)
+    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_NOISE, *_STRUCTURE, _TRANSFER)

@@ -13,6 +13,11 @@ _SHORT_NAMES = {
     "smallconv": ("convolutional network for images from 4x4, undefended", ""),
 }
 
+_SHORT_FOR_AVERAGES = {
+    "lenet": "the 01-loss papers' LeNet, undefended, trained on 80 % of the images",
+    "simplenet": "the 01-loss papers' SimpleNet80, undefended, trained on 80 % of the images",
+}
+
 
 @hookimpl
 def harness_models() -> Iterator[ModelSpec]:
@@ -38,6 +43,70 @@ def harness_models() -> Iterator[ModelSpec]:
         "harness_plugins.defenses.checkpoint:Checkpoint",
         summary="weights from a file, loaded into a named architecture",
     )
+    yield from _votes()
+    yield ModelSpec(
+        "svm",
+        "harness_plugins.defenses.svm:SVM",
+        summary="linear support vector machines by scikit-learn, undefended",
+        parts=("linear",),
+    )
+    yield ModelSpec(
+        "scd01",
+        "harness_plugins.defenses.zero_one:SCD01",
+        summary="linear classifiers trained with the 01 loss; several vote",
+        paper="arXiv:2002.03444",
+        offers="scores",
+        surrogate=True,
+        parts=("sign_network", "linear"),
+    )
+    yield ModelSpec(
+        "mlp01",
+        "harness_plugins.defenses.zero_one:MLP01",
+        summary="a hidden layer of sign units trained with the 01 loss; several networks vote",
+        paper="arXiv:2008.09148",
+        offers="scores",
+        surrogate=True,
+        parts=("sign_network",),
+    )
+    yield ModelSpec(
+        "bnn",
+        "harness_plugins.defenses.bnn:BNN",
+        summary="binary weights and sign units, one network or a majority vote",
+        paper="arXiv:1602.02830",
+        offers="scores",
+        surrogate=True,
+    )
     for name, (summary, paper) in _SHORT_NAMES.items():
         factory = "harness_plugins.defenses.standard:Standard"
         yield ModelSpec(name, factory, 1, summary, paper, short_for=f"standard:arch={name}")
+    for name, summary in _SHORT_FOR_AVERAGES.items():
+        factory = "harness_plugins.defenses.ensembles:Average"
+        yield ModelSpec(name, factory, 1, summary, short_for=f"average:arch={name}")
+
+
+def _votes() -> Iterator[ModelSpec]:
+    """Networks that vote softly, with gradients, and the same ones by majority, without."""
+    yield ModelSpec(
+        "average",
+        "harness_plugins.defenses.ensembles:Average",
+        summary="undefended networks whose probabilities are averaged",
+    )
+    yield ModelSpec(
+        "majority",
+        "harness_plugins.defenses.ensembles:Majority",
+        summary="undefended networks, each with one vote",
+        offers="scores",
+        surrogate=True,
+    )
+    yield ModelSpec(
+        "sklearn-mlp",
+        "harness_plugins.defenses.sklearn_mlp:SklearnMLP",
+        summary="logistic units trained by scikit-learn, undefended; several: averaged",
+    )
+    yield ModelSpec(
+        "sklearn-mlp-majority",
+        "harness_plugins.defenses.sklearn_mlp:SklearnMajority",
+        summary="several sklearn-mlp, each with one vote",
+        offers="scores",
+        surrogate=True,
+    )

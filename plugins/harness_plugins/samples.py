@@ -1,0 +1,51 @@
+"""Training images as trainings that are not torch's take them, and samples of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.api import Rng, TrainingSet
+from harness.data import stratified
+from harness.errors import UsageError
+
+Array = np.ndarray[Any, Any]
+
+
+def rows_and_labels(data: TrainingSet) -> tuple[Array, Array]:
+    """Images as float32 (n, d), labels (n,). Raises UsageError where a class has no image."""
+    refuse_absent(data, "the training images")
+    return data.x.cpu().flatten(1).numpy(), data.y.cpu().numpy()
+
+
+def refuse_absent(data: TrainingSet, where: str) -> None:
+    """Raise UsageError naming the first class that no image has."""
+    counts = torch.bincount(data.y.cpu(), minlength=data.info.classes)
+    absent = (counts == 0).nonzero()[:, 0].tolist()
+    if absent:
+        raise UsageError(f"class {absent[0]} of {len(counts)} has no image among {where}")
+
+
+def bootstrap(y: Tensor, rng: Rng) -> Tensor:
+    """n rows drawn with replacement, and drawn again where a class is not among them."""
+    counts = torch.bincount(y.cpu())
+    while True:
+        rows = rng.integers(len(y), len(y))[0].cpu()
+        drawn = torch.bincount(y.cpu()[rows], minlength=len(counts))
+        if ((drawn > 0) == (counts > 0)).all():
+            return rows
+
+
+def without(data: TrainingSet, share: float) -> TrainingSet:
+    """The images but for that share of each class, the same ones whatever the seed."""
+    if not share:
+        return data
+    order = stratified(data.y.cpu().numpy())
+    rows = torch.from_numpy(np.sort(order[round(share * len(order)) :]))
+    left = replace(data, x=data.x[rows], y=data.y[rows])
+    refuse_absent(left, f"those that holdout={share:g} leaves")
+    return left
