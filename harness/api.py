@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from harness.best import Best
 from harness.data import Info, TrainingSet
 from harness.losses import LOSSES, Loss, cross_entropy, dlr, margin
+from harness.predict import padded
 from harness.rng import Rng, StreamRng
 from harness.target import Active, Target
 from harness.threat import Threat
@@ -46,6 +47,7 @@ __all__ = [
     "cross_entropy",
     "dlr",
     "margin",
+    "padded",
 ]
 
 

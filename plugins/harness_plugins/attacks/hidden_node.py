@@ -13,8 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.api import Rng, StreamRng, Target, Threat
-from harness_plugins.attacks.rowwise import rowwise
+from harness.api import Rng, StreamRng, Target, Threat, padded
 from harness_plugins.sign_networks import SignNetwork
 
 
@@ -35,7 +34,7 @@ class HiddenNode:
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
         network: SignNetwork = target.part("sign_network")
-        away = torch.where(rowwise(network.projections, x).flatten(1) > 0, -1.0, 1.0).to(x)
+        away = torch.where(padded(network.projections, x).flatten(1) > 0, -1.0, 1.0).to(x)
         signs = self._signs(network, rng.restart).to(x)
         order = rng.uniform(len(signs)).argsort(dim=1, stable=True)
         x_adv = x.clone()

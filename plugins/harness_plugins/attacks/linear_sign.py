@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.api import Rng, Target, Threat, margin
-from harness_plugins.attacks.rowwise import rowwise
+from harness.api import Rng, Target, Threat, margin, padded
 from harness_plugins.linear_models import Linear
 
 
@@ -32,11 +31,11 @@ class LinearSign:
         linear: Linear = target.part("linear")
         aim = y if target.wanted is None else target.wanted
         away = 1.0 if target.wanted is None else -1.0  # from the label, or toward it
-        x_adv, best = x.clone(), away * margin(rowwise(linear.scores, x), aim)
+        x_adv, best = x.clone(), away * margin(padded(linear.scores, x), aim)
         for j in range(len(linear.weight)):
             direction = (linear.weight[j] - linear.weight[aim]).sign().to(x)
             moved = threat.project(x + (away * threat.eps) * direction.view_as(x), x)
-            reached = away * margin(rowwise(linear.scores, moved), aim)
+            reached = away * margin(padded(linear.scores, moved), aim)
             better = (reached > best) & (aim != j)
             x_adv = torch.where(better.view(-1, *[1] * (x.ndim - 1)), moved, x_adv)
             best = torch.where(better, reached, best)

@@ -19,8 +19,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from harness.api import Active, Rng, Target, Threat, margin
-from harness_plugins.attacks.rowwise import rowwise
+from harness.api import Active, Rng, Target, Threat, margin, padded
 from harness_plugins.attacks.sign_exact import TOLERANCE, Box, Sides, Structure, goals, search
 from harness_plugins.sign_networks import SignNetwork
 
@@ -140,7 +139,7 @@ def climb(case: Case, threat: Threat, x_adv: Tensor, steps: int, *, last: bool) 
     out, found = x_adv.clone(), torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
     rows = torch.arange(len(x_adv), device=x_adv.device)
     for step in range(steps + 1):
-        projections = rowwise(case.network.projections, x_adv)
+        projections = padded(case.network.projections, x_adv)
         fooled = case.fooled(projections)
         better = ~found[rows] | (fooled if last else torch.zeros_like(fooled))
         out[rows] = torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), x_adv, out[rows])
@@ -155,7 +154,7 @@ def climb(case: Case, threat: Threat, x_adv: Tensor, steps: int, *, last: bool) 
             _between(e, step / steps) for e in (UNIT_SLOPES, VOTE_SLOPES, LENGTHS)
         )
         gradient = case.uphill(projections, slope / reach, vote).flatten(1)
-        uphill = rowwise(lambda g: g @ weights, gradient).sign_().view_as(x_adv)
+        uphill = padded(lambda g: g @ weights, gradient).sign_().view_as(x_adv)
         x_adv = threat.project(torch.add(x_adv, uphill, alpha=length * threat.eps), case.x)
     return out
 
