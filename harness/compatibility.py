@@ -42,7 +42,7 @@ def incompatible(
         return f"{attack.name} does not support {norm} (only {', '.join(attack.norms)})"
     missing = _missing(model, attack)
     if missing:
-        return f"{attack.name} needs the part {missing}, which {model.name} has not"
+        return f"{attack.name} needs the part {missing}, which {model.name} has not, as it is set"
     return _out_of_reach(model, attack, given) or _beyond_its_source(attack, refs)
 
 

@@ -107,10 +107,11 @@ def test_thresholds_separate_neighbouring_floats():
     features=st.integers(1, 12),
     kind=st.sampled_from(["reals", "bytes", "binary", "signs"]),
     share=st.sampled_from([0.1, 0.5, 1.0]),
+    step=st.sampled_from([0.17, 0.2, 1e-4, 1e-7, 30.0]),
 )
-@settings(max_examples=150, deadline=None)
-def test_screening_finds_the_moves_that_sorting_finds(seed, rows, features, kind, share):
-    """Also among many equals, and where the step does not suit the bins."""
+@settings(max_examples=300, deadline=None)
+def test_screening_finds_the_moves_that_sorting_finds(seed, rows, features, kind, share, step):
+    """Also among many equals, and where the step is lost beside the projections."""
     rng = np.random.default_rng(seed)
     draw = {
         "reals": lambda: rng.random((features, rows)),
@@ -126,7 +127,7 @@ def test_screening_finds_the_moves_that_sorting_finds(seed, rows, features, kind
         base=torch.from_numpy(base)[None],
         source=Pixels.of(torch.from_numpy(columns.T.copy())),
         features=torch.arange(features)[None],
-        step=0.17,
+        step=step,
         group=torch.from_numpy(group.astype(np.int8))[None],
         gains=Gains(torch.tensor([up]), torch.tensor([down])),
     )

@@ -14,6 +14,7 @@ from harness.data import stratified
 from harness.errors import UsageError
 
 Array = np.ndarray[Any, Any]
+TRIES = 100
 
 
 def rows_and_labels(data: TrainingSet) -> tuple[Array, Array]:
@@ -31,13 +32,20 @@ def refuse_absent(data: TrainingSet, where: str) -> None:
 
 
 def bootstrap(y: Tensor, rng: Rng) -> Tensor:
-    """n rows drawn with replacement, and drawn again where a class is not among them."""
+    """n rows drawn with replacement, and drawn again where a class is not among them.
+
+    Raises UsageError where that does not help.
+    """
     counts = torch.bincount(y.cpu())
-    while True:
+    for _ in range(TRIES):
         rows = rng.integers(len(y), len(y))[0].cpu()
         drawn = torch.bincount(y.cpu()[rows], minlength=len(counts))
         if ((drawn > 0) == (counts > 0)).all():
             return rows
+    raise UsageError(
+        f"ensemble=bootstrap: {TRIES} samples of {len(y)} images each lack one of the "
+        f"{len(counts)} classes; train on more images, or with ensemble=seeds"
+    )
 
 
 def without(data: TrainingSet, share: float) -> TrainingSet:

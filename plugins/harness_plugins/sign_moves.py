@@ -23,6 +23,8 @@ from harness_plugins.sign_pixels import Pixels
 Array = np.ndarray[Any, Any]
 
 BINS = 192
+MOST = 2**24  # projections that are sorted at once where ranks matter
+EXACT = 2**24  # whole numbers below are exact in float32
 AT_ONCE = 2**16  # numbers of a block of candidates: it stays in a core's second cache
 
 
@@ -73,7 +75,13 @@ def best_moves(candidates: Candidates, ties: Tensor, window: Window | None = Non
 def _sorted_values(candidates: Candidates, window: Window | None) -> Tensor:
     """The values of all candidates, (v, 2f): of the rows that matter, unless ranks do."""
     if window is not None:
-        return best_cuts(candidates.q, candidates.group, candidates.gains, window).value
+        q = candidates.q
+        size = max(1, MOST // (q.shape[0] * q.shape[2]))
+        parts = [
+            best_cuts(some, candidates.group, candidates.gains, window).value
+            for some in q.split(size, dim=1)
+        ]
+        return torch.cat(parts, 1)
     active = candidates.group != NONE
     most = max(1, int(active.sum(1).max()))
     rows = active.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :most]
@@ -116,7 +124,7 @@ class Moves:
         reach = float(self.step) * float(max(self.columns.max(), -self.columns.min()))
         low, high = float(self.base.min()) - reach, float(self.base.max()) + reach
         scale = np.float32((BINS - 1) / max(high - low, 1e-30))
-        block = max(1, AT_ONCE // (2 * m))
+        block = min(max(1, AT_ONCE // (2 * m)), EXACT // (4 * BINS))
         shift = np.arange(2 * block, dtype=np.float32).reshape(block, 2, 1) * (2 * BINS)
         shift = shift + np.where(self.down, np.float32(BINS), np.float32(0))
         q, at = np.empty((block, 2, m), np.float32), np.empty((block, 2, m), np.intp)
@@ -128,8 +136,9 @@ class Moves:
             np.subtract(self.base, moves, out=q[:k, 1])
             q[:k] -= np.float32(low)
             q[:k] *= scale
+            q[:k].clip(0, BINS - 1, out=q[:k])  # where the reach is lost beside the base
             np.copyto(bins[start : start + k], q[:k], casting="unsafe")
-            np.add(bins[start : start + k], shift[:k], out=q[:k])  # below 2**24: exact
+            np.add(bins[start : start + k], shift[:k], out=q[:k])
             np.copyto(at[:k], q[:k], casting="unsafe")
             told = np.bincount(at[:k].ravel(), minlength=4 * k * BINS)
             counts[start : start + k] = told.reshape(k, 2, 2, BINS)

@@ -63,12 +63,8 @@ class SignNetwork:
         return on if self.low == 0 else 2 * on - 1
 
     def outputs(self, units: Tensor) -> Tensor:
-        """What the networks compare with 0, (n, v).
-
-        One product with a matrix of blocks: the sums over a few units each would take longer.
-        """
-        blocks = torch.block_diag(*self.output.unsqueeze(1))
-        return functional.linear(units.flatten(1), blocks, self.bias)
+        """What the networks compare with 0, (n, v)."""
+        return (units * self.output).sum(-1) + self.bias
 
     def votes(self, x: Tensor) -> Tensor:
         """The networks' ones and zeros, (n, v), float."""
@@ -114,7 +110,10 @@ class SignVotes(nn.Module):
             return network
         if network.hidden.shape[:2] != (1, 1):
             v, h, _ = network.hidden.shape
-            raise PluginError(f"{v} networks of {h} units are no linear classifier; votes=1 is one")
+            raise PluginError(
+                f"{v} networks of {h} units are no linear classifier: the part `linear` is that of "
+                "scd01 with votes=1 and two classes"
+            )
         weight, bias = network.hidden[0, 0], network.thresholds[0, 0]
         return Linear(
             torch.stack([torch.zeros_like(weight), weight]),

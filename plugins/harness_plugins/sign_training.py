@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.api import Run, TrainingSet
+from harness_plugins.samples import refuse_absent
 from harness_plugins.sign_descent import WEIGHTS, Best, Descent, Nets, Objective, Rule
 from harness_plugins.sign_networks import SignNetwork
 from harness_plugins.sign_pixels import Pixels
@@ -57,6 +58,7 @@ def trained(data: TrainingSet, run: Run, votes: int, rule: Rule, course: Course)
     there are threads; on a GPU all of a class are one. A checkpoint holds the groups that are done,
     and those that are not as they are: a training that was interrupted ends with the same bits.
     """
+    refuse_absent(data, "the 01 loss")
     k = data.info.classes
     pixels, y = Pixels.of(data.x.to(run.device)), data.y.to(run.device)
     cpu = run.device.type == "cpu"
@@ -66,13 +68,17 @@ def trained(data: TrainingSet, run: Run, votes: int, rule: Rule, course: Course)
         for label in ([1] if k == 2 else range(k))
         for first in range(0, votes, together)
     ]
-    session = _Session(run, course, len(groups))
+    session = _Session(run, course, groups)
 
     def train(group: Group) -> Best:
         return session.train(group, Descent(pixels, y == group.label, rule, group.seeds))
 
     with ThreadPoolExecutor(torch.get_num_threads() if cpu else 1) as pool:
-        best = list(pool.map(train, groups))
+        try:
+            best = list(pool.map(train, groups))
+        except BaseException:
+            session.stopped = True  # the pool waits for the groups that are in training
+            raise
     tensors = {name: torch.cat([getattr(b, name) for b in best]) for name in WEIGHTS}
     return SignNetwork(
         hidden=tensors["hidden"],
@@ -87,7 +93,7 @@ def trained(data: TrainingSet, run: Run, votes: int, rule: Rule, course: Course)
 
 def _fitting(pixels: Pixels, rule: Rule) -> int:
     """How many networks fit a GPU's memory at once."""
-    numbers = pixels.shape[1] * (2 * max(rule.units, 1) + 12 * rule.features)
+    numbers = pixels.shape[1] * (2 * max(rule.units, 1) + 12 * max(rule.features, rule.units))
     return max(1, GPU_BYTES // (8 * numbers))
 
 
@@ -98,17 +104,21 @@ def _seed(run: Run, label: int, vote: int) -> int:
 class _Session:
     """The checkpoint that groups in training share. Its keys are <group><what>.<tensor>."""
 
-    def __init__(self, run: Run, course: Course, groups: int) -> None:
+    def __init__(self, run: Run, course: Course, groups: list[Group]) -> None:
         self._run, self._course = run, course
-        self._total = groups * course.iterations
-        self._kept = dict(run.load() or {})
+        self._total = len(groups) * course.iterations
+        kept = (run.load() or {}).items()
+        mine = tuple(group.key for group in groups)  # another device has other groups
+        self._kept = {k: v for k, v in kept if k.startswith(mine)}
         self._done: dict[Group, int] = {}
         self._lock = Lock()
+        self.stopped = False
 
     def train(self, group: Group, descent: Descent) -> Best:
         """The best networks of a group, from where its training was left."""
         course = self._course
         done = int(self._kept.get(group.key + "iterations", 0))
+        self._tell(group, done)
         if done == course.iterations:
             return Best(**self._part(group, "best."))
         if done:
@@ -118,6 +128,8 @@ class _Session:
             best = Best.of(nets)
         saved = time.monotonic()
         for iteration in range(done, course.iterations):
+            if self.stopped:
+                break
             objective = course.objective(iteration)
             score = descent.iterate(nets, iteration, objective)
             if iteration and objective != course.objective(iteration - 1):
@@ -127,17 +139,20 @@ class _Session:
             if time.monotonic() - saved > SAVE_EVERY:
                 self._save(group, {"nets.": nets.tensors(), "best.": best.tensors()}, iteration + 1)
                 saved = time.monotonic()
-        self._save(group, {"best.": best.tensors()}, course.iterations)
+        else:
+            self._save(group, {"best.": best.tensors()}, course.iterations)
         return best
 
     def _part(self, group: Group, what: str) -> dict[str, Tensor]:
         prefix, device = group.key + what, self._run.device
-        kept = self._kept.items()
-        return {k.removeprefix(prefix): v.to(device) for k, v in kept if k.startswith(prefix)}
+        kept = self._kept.items()  # copied: training works in place, and others save what is kept
+        return {
+            k.removeprefix(prefix): v.to(device) for k, v in kept if k.startswith(prefix)
+        }
 
     def _tell(self, group: Group, done: int) -> None:
         self._done[group] = done
-        if done % TELL_EVERY == 0:
+        if done % TELL_EVERY == 0 or done == self._course.iterations:
             with self._lock:
                 self._run.progress(sum(self._done.values()), self._total)
 
