@@ -138,6 +138,8 @@ def _facts(kind: str, entry: Entry[Any]) -> dict[str, Any]:
             facts["short for"] = spec.short_for
     if isinstance(spec, AttackSpec):
         facts |= {"norms": list(spec.norms), "needs": spec.needs, "budget": _budget(spec)}
+    if isinstance(spec, ModelSpec | AttackSpec) and spec.parts:
+        facts["parts"] = list(spec.parts)
     if missing := lacking(spec):
         facts["missing"] = f"{missing} (its own options are known then)"
     return facts

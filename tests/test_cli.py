@@ -295,6 +295,8 @@ def test_list_and_show(call):
     assert "ascend" in out
     names = [json.loads(line)["name"] for line in call("list", "models", "--json")[1].splitlines()]
     assert {"tiny", "standard", "at"} <= set(names)
+    code, out, _ = call("show", "scd01")
+    assert (code, "parts:       sign_network, linear" in out) == (0, True)
     code, out, _ = call("show", "pgd")
     assert code == 0
     for expected in ("steps", "restarts", "1706.06083", "gradients"):
