@@ -146,7 +146,9 @@ class _Session:
     def _part(self, group: Group, what: str) -> dict[str, Tensor]:
         prefix, device = group.key + what, self._run.device
         kept = self._kept.items()  # copied: training works in place, and others save what is kept
-        return {k.removeprefix(prefix): v.to(device) for k, v in kept if k.startswith(prefix)}
+        return {
+            k.removeprefix(prefix): v.to(device, copy=True) for k, v in kept if k.startswith(prefix)
+        }
 
     def _tell(self, group: Group, done: int) -> None:
         self._done[group] = done
