@@ -39,6 +39,30 @@ def harness_models() -> Iterator[ModelSpec]:
         paper="arXiv:1706.06083",
     )
     yield ModelSpec(
+        "at-fgsm",
+        "harness_plugins.defenses.at_fgsm:FGSMTraining",
+        summary="trained on clean images and on those of one step of FGSM",
+        paper="arXiv:1412.6572",
+    )
+    yield ModelSpec(
+        "trades",
+        "harness_plugins.defenses.trades:Trades",
+        summary="cross-entropy, and answers that an adversary cannot change much",
+        paper="arXiv:1901.08573",
+    )
+    yield ModelSpec(
+        "vat",
+        "harness_plugins.defenses.vat:VirtualAdversarialTraining",
+        summary="virtual adversarial training: flat where the answers change most",
+        paper="arXiv:1507.00677",
+    )
+    yield ModelSpec(
+        "margin",
+        "harness_plugins.defenses.margin:MarginMaximization",
+        summary="deep margin maximization: a hinge, and scores that change little with the input",
+        paper="Matyasko and Chau, 2017, Margin maximization for robust classification, IJCNN",
+    )
+    yield ModelSpec(
         "checkpoint",
         "harness_plugins.defenses.checkpoint:Checkpoint",
         summary="weights from a file, loaded into a named architecture",
