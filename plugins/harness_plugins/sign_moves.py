@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 
 BINS = 192
 MOST = 2**24  # projections that are sorted at once where ranks matter
+ROUNDING = 2.0**-20
 EXACT = 2**24  # whole numbers below are exact in float32
 AT_ONCE = 2**16  # numbers of a block of candidates: it stays in a core's second cache
 
@@ -123,7 +124,9 @@ class Moves:
         f, m = self.columns.shape
         reach = float(self.step) * float(max(self.columns.max(), -self.columns.min()))
         low, high = float(self.base.min()) - reach, float(self.base.max()) + reach
-        scale = np.float32((BINS - 1) / max(high - low, 1e-30))
+        beyond = ROUNDING * (abs(low) + abs(high)) + 1e-30  # no q is outside, whatever is rounded
+        low, high = low - beyond, high + beyond
+        scale = np.float32((BINS - 1) / (high - low))
         block = min(max(1, AT_ONCE // (2 * m)), EXACT // (4 * BINS))
         shift = np.arange(2 * block, dtype=np.float32).reshape(block, 2, 1) * (2 * BINS)
         shift = shift + np.where(self.down, np.float32(BINS), np.float32(0))
@@ -136,9 +139,9 @@ class Moves:
             np.subtract(self.base, moves, out=q[:k, 1])
             q[:k] -= np.float32(low)
             q[:k] *= scale
-            q[:k].clip(0, BINS - 1, out=q[:k])  # where the reach is lost beside the base
+            np.floor(q[:k], out=q[:k])
             np.copyto(bins[start : start + k], q[:k], casting="unsafe")
-            np.add(bins[start : start + k], shift[:k], out=q[:k])
+            q[:k] += shift[:k]
             np.copyto(at[:k], q[:k], casting="unsafe")
             told = np.bincount(at[:k].ravel(), minlength=4 * k * BINS)
             counts[start : start + k] = told.reshape(k, 2, 2, BINS)
