@@ -245,7 +245,7 @@ def test_parts_speak_of_the_saturated_input_so_there_are_none():
     attack = resolve(selection, catalogue.attack("reads_threshold"), AttackOptions, catalogue, "t")
     assert misfit(resolved("stepped"), attack, "Linf") == ""
     why = misfit(resolved("stepped:saturate=4"), attack, "Linf")
-    assert why == "reads_threshold needs the part threshold, which stepped has not"
+    assert why == "reads_threshold needs the part threshold, which stepped has not, as it is set"
 
 
 def test_of_a_model_inside_another_it_is_the_outer_ones():
