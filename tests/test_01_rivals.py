@@ -5,15 +5,11 @@ Real data and minutes: run with -m slow and HARNESS_DATA.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from pairs import pair
 
-from harness.api import Info, Run, TrainingSet
-from harness.data import DataOptions, Files, apply, as_images
-from harness.errors import UsageError
+from harness.api import Run
 from harness_plugins.architectures import SimpleNet
 from harness_plugins.datasets.cifar10 import Cifar10
 from harness_plugins.datasets.mnist import Mnist
@@ -23,18 +19,6 @@ from harness_plugins.defenses.sklearn_mlp import SklearnMLP
 from harness_plugins.defenses.svm import SVM
 
 pytestmark = pytest.mark.slow
-
-
-def pair(component, name):
-    """Classes 0 and 1: what is trained on, and the test images with their labels."""
-    try:
-        splits = component.load(Files(Path(os.environ.get("HARNESS_DATA", "")), name))
-    except UsageError as error:
-        pytest.skip(str(error))
-    splits = apply(splits, DataOptions(classes=(0, 1)))
-    x, x_test = (as_images(a, slice(None)) for a in (splits.train_x, splits.test_x))
-    y, y_test = (torch.from_numpy(a) for a in (splits.train_y, splits.test_y))
-    return TrainingSet(Info(tuple(x.shape[1:]), 2, len(x)), x, y), x_test, y_test
 
 
 @pytest.fixture(scope="module")

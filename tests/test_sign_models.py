@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
 from checkpoints import Kept, Killed
+from pairs import pair
 
 from harness.api import Info, Run, TrainingSet
-from harness.data import Files
 from harness.errors import PluginError, UsageError
 from harness_plugins import sign_training as training
 from harness_plugins.datasets.cifar10 import Cifar10
@@ -230,19 +228,8 @@ def test_the_surrogate_becomes_the_network_as_it_steepens(low, monkeypatch):
 
 @pytest.fixture(scope="module")
 def cifar_pair():
-    root = os.environ.get("HARNESS_DATA")
-    if not root:
-        pytest.skip("HARNESS_DATA does not name a folder with CIFAR-10")
-    from pathlib import Path
-
-    splits = Cifar10().load(Files(Path(root), "cifar10"))
-
-    def pair(x, y):
-        chosen = y < 2
-        return torch.from_numpy(x[chosen] / np.float32(255)), torch.from_numpy(y[chosen])
-
-    x, y = pair(splits.train_x, splits.train_y)
-    return TrainingSet(Info((3, 32, 32), 2, len(y)), x, y), pair(splits.test_x, splits.test_y)
+    train, x, y = pair(Cifar10(), "cifar10")
+    return train, (x, y)
 
 
 @pytest.mark.slow
