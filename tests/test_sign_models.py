@@ -184,6 +184,18 @@ def test_the_objective_changes_once_and_the_best_is_sought_anew():
     assert [course.objective(i) for i in range(4)] == ["balanced", "balanced", "sum", "sum"]
 
 
+def test_the_best_of_the_first_objective_does_not_outlive_it(monkeypatch):
+    """Scores fall all the time: kept is the first network under the second objective."""
+
+    def falls(_self, nets, iteration, _objective):
+        nets.cut = torch.full_like(nets.cut, iteration)
+        return torch.tensor([100 - 10 * iteration])
+
+    monkeypatch.setattr(training.Descent, "iterate", falls)
+    model = MLP01(iterations=4, features=5, objective="scheduled", balanced=0.5)
+    assert model.fit(data(), run()).bias.tolist() == [-2.0]
+
+
 def test_more_features_than_pixels_are_refused():
     with pytest.raises(UsageError, match=r"features=13 .* 12 pixels"):
         MLP01(features=13, iterations=1).fit(data(), run())
