@@ -20,7 +20,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harness.errors import BrokenPlugin
-from harness.plugin import AttackRef, File, ModelRef, OneOf, RecipeRef, Reference, Selection
+from harness.plugin import Added, AttackRef, File, ModelRef, OneOf, RecipeRef, Reference, Selection
 
 Marker = ModelRef | RecipeRef | AttackRef | OneOf | File
 _MARKED = {ModelRef: "model", RecipeRef: "model", AttackRef: "attack", File: "file"}
@@ -63,10 +63,12 @@ class Option:
 
     @functools.cached_property
     def marker(self) -> Marker | None:
-        metadata = (
-            m for part in self._parts if get_origin(part) is Annotated for m in get_args(part)[1:]
-        )
-        return next((m for m in metadata if isinstance(m, Marker)), None)
+        return next((m for m in self._metadata if isinstance(m, Marker)), None)
+
+    @functools.cached_property
+    def added(self) -> bool:
+        """Whether identities are without it where it has its default."""
+        return any(isinstance(m, Added) for m in self._metadata)
 
     def none_or(self, value: Any) -> Any:
         """None for the text 'none', where the type has None and no such word of its own."""
@@ -119,6 +121,11 @@ class Option:
                 f"{self.owner}: field {self.name!r} has a type that text cannot give; "
                 "mark it with OneOf, File or a reference"
             ) from error
+
+    @functools.cached_property
+    def _metadata(self) -> tuple[Any, ...]:
+        annotated = (part for part in self._parts if get_origin(part) is Annotated)
+        return tuple(m for part in annotated for m in get_args(part)[1:])
 
     @functools.cached_property
     def _parts(self) -> tuple[Any, ...]:

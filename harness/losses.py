@@ -35,4 +35,9 @@ def dlr(scores: Tensor, y: Tensor) -> Tensor:
     return margin(scores, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+def score(scores: Tensor, y: Tensor) -> Tensor:
+    """−z_y, whatever the other classes do."""
+    return -scores.gather(1, y[:, None])[:, 0]
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "score": score}

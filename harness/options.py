@@ -32,6 +32,7 @@ from harness.errors import (
 from harness.fields import Marker, Option, OptionInfo, as_choice, describe_fields, options_of
 from harness.installed import lacking
 from harness.plugin import (
+    Added,
     AttackRef,
     AttackSpec,
     File,
@@ -79,11 +80,7 @@ class ModelOptions:
     """
 
     noise: Annotated[float, Ge(0)] = 0.0
-    saturate: Saturation = None
-
-
-# What came after the first records: where it is none, an identity is without it, as theirs are.
-ADDED = ("saturate",)
+    saturate: Annotated[Saturation, Added()] = None
 
 
 @dataclass(frozen=True)
@@ -292,9 +289,9 @@ def _check_known(given: Iterable[str], known: Iterable[str], whose: str) -> None
 
 def _fill(cls: type, given: Mapping[str, Any], scope: _Scope) -> _Read:
     """An instance of the dataclass, of what is given for its fields, and of their defaults."""
+    options = options_of(cls)
     read = {
-        name: _read(option, given.get(name, MISSING), scope)
-        for name, option in options_of(cls).items()
+        name: _read(option, given.get(name, MISSING), scope) for name, option in options.items()
     }
     try:
         instance = cls(**{name: field.value for name, field in read.items()})
@@ -305,10 +302,11 @@ def _fill(cls: type, given: Mapping[str, Any], scope: _Scope) -> _Read:
     except Exception as error:
         raise BrokenPlugin(f"{scope.entry.full}: {cls.__name__}(…) raised {error!r}") from error
     refs = tuple(found for field in read.values() for found in field.refs)
-    identity = {name: field.identity for name, field in read.items()}
-    for name in ADDED:
-        if name in identity and identity[name] is None:
-            del identity[name]
+    identity = {
+        name: field.identity
+        for name, field in read.items()
+        if not (options[name].added and field.value == options[name].default)
+    }
     return _Read(instance, identity, refs)
 
 

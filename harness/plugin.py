@@ -226,6 +226,12 @@ class AttackRef:
 
 
 @dataclass(frozen=True)
+class Added:
+    """Marks an option that came after records were made: at its default, an identity is without
+    it, as those of the records are. `beta: Annotated[float, Gt(0), Added()] = 0.9`."""
+
+
+@dataclass(frozen=True)
 class File:
     """Marks an option that is a path, `Annotated[Path, File()]`: its sha256 is its identity."""
 

@@ -19,6 +19,7 @@ from annotated_types import Ge
 from harness.budget import Saturation
 from harness.errors import PluginError, UsageError
 from harness.files import Files
+from harness.plugin import Added
 
 Array = np.ndarray[Any, Any]
 NAMES = ("train_x", "train_y", "test_x", "test_y")
@@ -59,7 +60,7 @@ class DataOptions:
 
     classes: tuple[int | str, ...] = ()
     train: Annotated[int, Ge(1)] | None = None
-    saturate: Saturation = None
+    saturate: Annotated[Saturation, Added()] = None
 
 
 def check(splits: Splits, name: str) -> None:

@@ -30,7 +30,7 @@ from harness_plugins.defenses.at import AdversarialTraining
 from harness_plugins.defenses.checkpoint import Checkpoint
 from harness_plugins.defenses.dropout import Dropout
 from harness_plugins.defenses.standard import Standard
-from harness_plugins.training import SGD, OneCycle
+from harness_plugins.optimisation import SGD, OneCycle
 
 CPU = torch.device("cpu")
 DIGITS = Info(shape=(1, 8, 8), classes=10, train=1297)

@@ -13,7 +13,7 @@ from torch import nn
 from harness.api import Info, Run, TrainingSet
 from harness_plugins.architectures import MLP, LeNet5, Linear
 from harness_plugins.defenses.margin import MarginMaximization, hinge, size, steepest
-from harness_plugins.training import SGD, Exponential
+from harness_plugins.optimisation import SGD, Exponential
 
 CPU = torch.device("cpu")
 NORMS = ["L2", "L2-unsquared", "L1"]

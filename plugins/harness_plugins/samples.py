@@ -50,10 +50,17 @@ def bootstrap(y: Tensor, rng: Rng) -> Tensor:
 
 def without(data: TrainingSet, share: float) -> TrainingSet:
     """The images but for that share of each class, the same ones whatever the seed."""
-    if not share:
-        return data
+    return parted(data, share, f"those that holdout={share:g} leaves")[0] if share else data
+
+
+def parted(data: TrainingSet, share: float, left: str) -> tuple[TrainingSet, TrainingSet]:
+    """The images that stay, which `left` describes, and that share of each class.
+
+    The same ones whatever the seed. Raises UsageError where a class has no image that stays.
+    """
     order = stratified(data.y.cpu().numpy())
-    rows = torch.from_numpy(np.sort(order[round(share * len(order)) :]))
-    left = replace(data, x=data.x[rows], y=data.y[rows])
-    refuse_absent(left, f"those that holdout={share:g} leaves")
-    return left
+    cut = round(share * len(order))
+    stay, go = (torch.from_numpy(np.sort(rows)) for rows in (order[cut:], order[:cut]))
+    rest = replace(data, x=data.x[stay], y=data.y[stay])
+    refuse_absent(rest, left)
+    return rest, replace(data, x=data.x[go], y=data.y[go])

@@ -1,28 +1,42 @@
 """The one training loop of the built-in defenses.
 
-A defense is an objective: what the loop descends, batch by batch. All chance of an epoch (its
-order, dropped units, random starts) is keyed by the run's seed and the epoch's number, so a
+A defense is an objective: what the loop descends, batch by batch. Others may play beside the
+network, such as a critic; they train in the same loop and are gone after it. All chance of an epoch
+(its order, dropped units, random starts) is keyed by the run's seed and the epoch's number, so a
 checkpoint needs no generator's state, and a training that was killed after any epoch and goes on
 ends with the very bits of one that was not.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.api import Rng, Run, StreamRng, TrainingSet
 from harness.errors import PluginError
-from harness.plugin import OneOf
+from harness.plugin import Added, OneOf
 from harness_plugins.architectures import ARCHITECTURES, MLP, Architecture
+from harness_plugins.augmentation import AUGMENTATIONS
+from harness_plugins.optimisation import (
+    OPTIMISERS,
+    SCHEDULES,
+    Adam,
+    Exponential,
+    Optimiser,
+    Schedule,
+)
+from harness_plugins.players import Player, under
+from harness_plugins.samples import refuse_absent
+from harness_plugins.validation import Best, HeldOut
+
+VALIDATIONS: Mapping[str, type] = {"held-out": HeldOut}
 
 
 @dataclass(frozen=True)
@@ -48,82 +62,32 @@ def cross_entropy(net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
     return functional.cross_entropy(net(x), y)
 
 
-class Optimiser(Protocol):
-    def over(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer: ...
-
-
 @dataclass(frozen=True)
-class Adam:
-    """Kingma and Ba (2015, arXiv:1412.6980), with the moments that they suggest."""
+class Beside:
+    """What a training has besides its network and its objective.
 
-    def over(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=lr, fused=True)
-
-
-@dataclass(frozen=True)
-class SGD:
-    """Stochastic gradient descent with Nesterov's momentum; weight decay acts on every tensor."""
-
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    weight_decay: Annotated[float, Ge(0)] = 0.0
-
-    def over(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            parameters,
-            lr=lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.momentum > 0,
-            fused=True,
-        )
-
-
-class Schedule(Protocol):
-    """The learning rate over a training, as a factor of `lr`."""
-
-    def factor(self, epochs: float, total: int) -> float:
-        """After so many of the `total` epochs, fractions included."""
-        ...
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """Multiply by `decay` after every epoch."""
-
-    decay: Annotated[float, Gt(0), Le(1)] = 0.95
-
-    def factor(self, epochs: float, total: int) -> float:
-        return self.decay ** math.floor(epochs)
-
-
-@dataclass(frozen=True)
-class OneCycle:
-    """Rise in a straight line from 0 for the share `rise` of the training, then fall to 0.
-
-    Smith and Topin (2018, arXiv:1708.07120), without the momentum's cycle.
+    plain:   the objective of the plain epochs
+    players: by name, what the objective descends itself: the loop sets their learning rates by
+             the schedule and keeps them in the checkpoints
     """
 
-    rise: Annotated[float, Gt(0), Lt(1)] = 0.3
-
-    def factor(self, epochs: float, total: int) -> float:
-        done = epochs / total
-        return done / self.rise if done < self.rise else (1 - done) / (1 - self.rise)
-
-
-OPTIMISERS: Mapping[str, type] = {"adam": Adam, "sgd": SGD}
-SCHEDULES: Mapping[str, type] = {"exponential": Exponential, "one-cycle": OneCycle}
+    plain: Objective = cross_entropy
+    players: Mapping[str, Player] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Options that every trained defense has: it inherits these fields and changes defaults.
 
-    arch:      the network
-    epochs:    passes over the training images
-    batch:     images per step
-    lr:        learning rate, which the schedule multiplies
-    optimiser: how a step is made of the gradient
-    schedule:  the learning rate's course over the epochs
+    arch:         the network
+    epochs:       passes over the training images
+    batch:        images per step
+    lr:           learning rate, which the schedule multiplies
+    optimiser:    how a step is made of the gradient
+    schedule:     the learning rate's course over the epochs
+    plain_epochs: so many of the epochs, the first, are without the defense
+    augment:      flip-shift: every batch is mirrored at random and moved by up to 4 pixels
+    validation:   none, or held-out: the weights of the best epoch on images that are not trained on
     """
 
     arch: Annotated[Architecture, OneOf(ARCHITECTURES)] = MLP()
@@ -132,27 +96,48 @@ class Settings:
     lr: Annotated[float, Gt(0)] = 1e-3
     optimiser: Annotated[Optimiser, OneOf(OPTIMISERS)] = Adam()
     schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Exponential()
+    plain_epochs: Annotated[int, Ge(0), Added()] = 0
+    augment: Annotated[Literal["none", "flip-shift"], Added()] = "none"
+    validation: Annotated[HeldOut | None, OneOf(VALIDATIONS), Added()] = None
+
+    def suspects(self) -> Mapping[str, float]:
+        """What may make the training diverge, where it is too large."""
+        return {"lr": self.lr}
 
 
 def train(
-    net: nn.Module, data: TrainingSet, run: Run, settings: Settings, objective: Objective
+    net: nn.Module,
+    data: TrainingSet,
+    run: Run,
+    settings: Settings,
+    objective: Objective,
+    beside: Beside = Beside(),
 ) -> None:
     """Train the net, in place, from the run's last checkpoint on; it is left in eval mode.
 
-    Raises PluginError after an epoch that left numbers which are not finite.
+    With the weights of the last epoch or, with validation, of the best. Raises UsageError where a
+    class has no image, and PluginError after an epoch that met a loss, or left weights, that are
+    not finite; the checkpoint of the epoch before it stays.
     """
-    net.to(run.device).train()
-    optimiser = settings.optimiser.over(net.parameters(), settings.lr)
-    loop = _Loop(net, data, run, settings, objective, optimiser)
-    for epoch in range(_restore(net, optimiser, run.load()), settings.epochs):
+    refuse_absent(data, "the training images")
+    held, watched = settings.validation, data
+    if held is not None:
+        data, watched = held.split(data)
+    own = Player(net, settings.optimiser.over(net.parameters(), settings.lr), settings.lr)
+    players = {"": own, **beside.players}
+    for player in players.values():
+        player.net.to(run.device).train()
+    loop = _Loop(players, data, run, settings, objective, beside.plain)
+    epoch, best = _restore(players, run.load())
+    while epoch < settings.epochs and not (held and held.over(epoch, best)):
         with _seeded(run, epoch):
-            loss = loop.epoch(epoch)
-        if not _all_finite([loss, *net.state_dict().values()]):
-            raise PluginError(
-                f"training diverged in epoch {epoch + 1} of {settings.epochs}: its loss or its "
-                f"weights are not finite; try a smaller learning rate than lr={settings.lr:g}"
-            )
-        run.save(_snapshot(net, optimiser, epoch + 1))
+            loop.epoch(epoch)
+        epoch += 1
+        if held is not None:
+            best = held.better(net, epoch, best, watched, run)
+        run.save(_snapshot(players, epoch, best))
+    if best is not None:
+        net.load_state_dict(best.weights)
     net.eval()
 
 
@@ -160,46 +145,52 @@ def train(
 class _Loop:
     """What an epoch needs."""
 
-    net: nn.Module
+    players: Mapping[str, Player]
     data: TrainingSet
     run: Run
     settings: Settings
     objective: Objective
-    optimiser: torch.optim.Optimizer
+    plain: Objective
 
-    def epoch(self, epoch: int) -> Tensor:
-        """One pass over the images; the sum of the batches' losses."""
-        x, y = self.data.x.to(self.run.device), self.data.y.to(self.run.device)
+    def epoch(self, epoch: int) -> None:
+        """One pass over the images. Raises PluginError if it diverged."""
+        settings, device = self.settings, self.run.device
+        x, y = self.data.x.to(device), self.data.y.to(device)
         stream = _stream(self.run, "draws", epoch)
         order = _stream(self.run, "order", epoch).uniform(len(x))[0].argsort(stable=True)
-        batches = torch.split(order, self.settings.batch)
-        total = torch.zeros((), device=self.run.device)
+        batches = torch.split(order, settings.batch)
+        change = AUGMENTATIONS[settings.augment]
+        losses = []
         for i, rows in enumerate(batches):
-            done = epoch + i / len(batches)
-            total += self._descend(x[rows], y[rows], Step(done, stream.sized(len(rows))))
-            self.run.progress(epoch * len(batches) + i + 1, self.settings.epochs * len(batches))
-        return total
+            step = Step(epoch + i / len(batches), stream.sized(len(rows)))
+            losses.append(self._descend(change(x[rows], step.rng), y[rows], step))
+            self.run.progress(epoch * len(batches) + i + 1, settings.epochs * len(batches))
+        self._refuse_divergence(epoch, torch.stack(losses))
 
     def _descend(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         settings = self.settings
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.lr * settings.schedule.factor(step.epochs, settings.epochs)
-        loss = self.objective(self.net, x, y, step)
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
+        factor = settings.schedule.factor(step.epochs, settings.epochs)
+        for player in self.players.values():
+            player.set_rate(factor)
+        objective = self.plain if step.epochs < settings.plain_epochs else self.objective
+        loss = objective(self.players[""].net, x, y, step)
+        self.players[""].descend(loss)
         return loss.detach()
 
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode for a while: adversarial images are made against the net as it will be used."""
-    before = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(before)
+    def _refuse_divergence(self, epoch: int, losses: Tensor) -> None:
+        """The losses are looked at once an epoch: a GPU need not be waited for at every step."""
+        bad = (~losses.isfinite()).nonzero()[:, 0].tolist()
+        if not bad and all(player.finite() for player in self.players.values()):
+            return
+        settings = self.settings
+        where = f"in step {bad[0] + 1} of {len(losses)}" if bad else "after its last step"
+        what = "the loss" if bad else "a weight"
+        blamed = " or ".join(f"{name}={value:g}" for name, value in settings.suspects().items())
+        kept = f"the weights of epoch {epoch} are kept as its checkpoint" if epoch else "none kept"
+        raise PluginError(
+            f"training diverged in epoch {epoch + 1} of {settings.epochs}: {what} is not finite "
+            f"{where}; try a smaller value than {blamed} ({kept})"
+        )
 
 
 def _stream(run: Run, purpose: str, epoch: int) -> StreamRng:
@@ -215,43 +206,26 @@ def _seeded(run: Run, epoch: int) -> Iterator[None]:
         yield
 
 
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
 def _snapshot(
-    net: nn.Module, optimiser: torch.optim.Optimizer, epochs: int
+    players: Mapping[str, Player], epochs: int, best: Best | None
 ) -> Mapping[str, Tensor]:
-    """Tensors by name: `epochs`, `net.<name>`, `optimiser.<parameter's index>.<name>`."""
-    moments = {
-        f"optimiser.{i}.{name}": tensor
-        for i, state in optimiser.state_dict()["state"].items()
-        for name, tensor in state.items()
-    }
-    weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-    return {"epochs": torch.tensor(epochs), **weights, **moments}
+    """Tensors by name: `epochs`, each player's under its name, and the best epoch's."""
+    kept = {"epochs": torch.tensor(epochs), **(best.tensors() if best else {})}
+    for name, player in players.items():
+        kept |= {_prefix(name) + key: tensor for key, tensor in player.tensors().items()}
+    return kept
 
 
 def _restore(
-    net: nn.Module, optimiser: torch.optim.Optimizer, kept: Mapping[str, Tensor] | None
-) -> int:
-    """Take up a snapshot, if there is one. Returns the number of epochs done."""
+    players: Mapping[str, Player], kept: Mapping[str, Tensor] | None
+) -> tuple[int, Best | None]:
+    """Take up a snapshot, if there is one. Returns the number of epochs done, and the best."""
     if kept is None:
-        return 0
-    net.load_state_dict(_under("net.", kept))
-    moments: dict[int, dict[str, Tensor]] = {}
-    parameters = list(net.parameters())
-    for key, tensor in _under("optimiser.", kept).items():
-        index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], tensor)
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-    return int(kept["epochs"])
+        return 0, None
+    for name, player in players.items():
+        player.take_up(under(_prefix(name), kept))
+    return int(kept["epochs"]), Best.among(kept)
 
 
-def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor in the parameter's memory format, which the fused step takes for granted."""
-    return torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor
-
-
-def _under(prefix: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
+def _prefix(player: str) -> str:
+    return f"{player}." if player else ""

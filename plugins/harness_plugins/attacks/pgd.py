@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.api import LOSSES, Active, Loss, Rng, Target, Threat
 
-LossName = Literal["ce", "margin", "dlr"]
+LossName = Literal["ce", "margin", "dlr", "score"]
 
 # x_adv, the loss's gradient there and the clean images to the next x_adv, inside ball and box
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,7 +30,7 @@ class FGSM:
 
     The paper's case is Linf.
 
-    loss: what is climbed: cross-entropy, the margin max_{j≠y} z_j − z_y, or its ratio (dlr)
+    loss: what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
     """
 
     loss: LossName = "ce"
@@ -46,7 +46,7 @@ class BIM:
 
     steps:    forward and backward passes
     rel_step: length of a step as a share of eps; 2.5 / steps where it is none
-    loss:     what is climbed: cross-entropy, the margin max_{j≠y} z_j − z_y, or its ratio (dlr)
+    loss:     what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
     """
 
     steps: Annotated[int, Ge(1)] = 40
@@ -68,7 +68,7 @@ class PGD:
 
     steps:    forward and backward passes
     rel_step: length of a step as a share of eps; 2.5 / steps where it is none
-    loss:     what is climbed: cross-entropy, the margin max_{j≠y} z_j − z_y, or its ratio (dlr)
+    loss:     what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
     """
 
     steps: Annotated[int, Ge(1)] = 40

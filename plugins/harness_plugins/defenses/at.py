@@ -15,15 +15,9 @@ from torch.nn import functional
 
 from harness.api import Attack, Info, Run, Target, Threat, TrainingSet
 from harness.plugin import AttackRef, OneOf, ref
-from harness_plugins.training import (
-    SCHEDULES,
-    OneCycle,
-    Schedule,
-    Settings,
-    Step,
-    evaluating,
-    train,
-)
+from harness_plugins.optimisation import SCHEDULES, OneCycle, Schedule
+from harness_plugins.players import evaluating
+from harness_plugins.training import Settings, Step, train
 
 
 @dataclass(frozen=True)

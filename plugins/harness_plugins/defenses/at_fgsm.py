@@ -7,6 +7,7 @@ clipped. It holds against one step, and against more of them less than `at` does
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,6 +31,9 @@ class FGSMTraining(Settings):
     eps: Annotated[float, Gt(0)] = 0.2
     weight: Annotated[float, Ge(0)] = 1.0
     epochs: Annotated[int, Ge(1)] = 100
+
+    def suspects(self) -> Mapping[str, float]:
+        return {"weight": self.weight, "lr": self.lr}
 
     def build(self, info: Info) -> nn.Module:
         return self.arch.build(info)

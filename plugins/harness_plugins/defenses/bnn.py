@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from harness.api import Info, Run, TrainingSet
 from harness_plugins.binarized import Binarized, BinarizedVotes, Latent, Quantiser
-from harness_plugins.training import Exponential, Settings, Step, train
+from harness_plugins.optimisation import Exponential
+from harness_plugins.training import Settings, Step, train
 
 Shape = tuple[int, int, int]
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from harness.api import Info, Run, TrainingSet
 from harness.plugin import OneOf
 from harness_plugins.architectures import ARCHITECTURES, Architecture, LeNet
+from harness_plugins.optimisation import SCHEDULES, Exponential, Schedule
 from harness_plugins.samples import without
-from harness_plugins.training import SCHEDULES, Exponential, Schedule, Settings, Step, train
+from harness_plugins.training import Beside, Settings, Step, train
 from harness_plugins.votes import Members, Votes, Voting, together
 
 
@@ -43,7 +44,14 @@ class Average(Settings):
 
     def fit(self, data: TrainingSet, run: Run) -> nn.Module:
         net = self.build(data.info)
-        train(net, without(data, self.holdout), run, self, _each_its_own)
+        train(
+            net,
+            without(data, self.holdout),
+            run,
+            self,
+            _each_its_own,
+            Beside(plain=_each_its_own),
+        )
         return net
 
 

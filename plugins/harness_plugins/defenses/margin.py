@@ -17,6 +17,7 @@ What it bounds is first-order: the distance it promises is that of the linearise
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -48,11 +49,20 @@ class MarginMaximization(Settings):
     batch: Annotated[int, Ge(1)] = 100
     lr: Annotated[float, Gt(0)] = 1e-3
 
+    def weight(self) -> float:
+        """The C that is used."""
+        if self.C is not None:
+            return self.C
+        return 0.01 if self.sensitivity == "L1" else 0.1
+
+    def suspects(self) -> Mapping[str, float]:
+        return {"C": self.weight(), "lr": self.lr}
+
     def build(self, info: Info) -> nn.Module:
         return self.arch.build(info)
 
     def fit(self, data: TrainingSet, run: Run) -> nn.Module:
-        weight = self.C if self.C is not None else 0.01 if self.sensitivity == "L1" else 0.1
+        weight = self.weight()
         classify = hinge if self.loss == "hinge" else functional.cross_entropy
 
         def objective(net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:

@@ -3,6 +3,7 @@ adversary within the ball cannot change, weighed against one another."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,7 +14,8 @@ from torch.nn import functional
 
 from harness.api import Info, Run, Threat, TrainingSet
 from harness_plugins.defenses.vat import divergence
-from harness_plugins.training import Settings, Step, evaluating, train
+from harness_plugins.players import evaluating
+from harness_plugins.training import Settings, Step, train
 
 START = 1e-3  # σ of the noise that the adversary starts from: at x itself the KL has no slope
 
@@ -34,6 +36,9 @@ class Trades(Settings):
     eps: Annotated[float, Gt(0)] = 0.3
     steps: Annotated[int, Ge(1)] = 10
     rel_step: Annotated[float, Gt(0)] = 0.25
+
+    def suspects(self) -> Mapping[str, float]:
+        return {"beta": self.beta, "lr": self.lr}
 
     def build(self, info: Info) -> nn.Module:
         return self.arch.build(info)

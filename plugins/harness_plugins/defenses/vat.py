@@ -3,6 +3,7 @@ kept from changing in the direction in which they change most, whatever the labe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -33,6 +34,9 @@ class VirtualAdversarialTraining(Settings):
     iterations: Annotated[int, Ge(1)] = 1
     xi: Annotated[float, Gt(0)] = 1e-6
     epochs: Annotated[int, Ge(1)] = 100
+
+    def suspects(self) -> Mapping[str, float]:
+        return {"weight": self.weight, "lr": self.lr}
 
     def build(self, info: Info) -> nn.Module:
         return self.arch.build(info)
