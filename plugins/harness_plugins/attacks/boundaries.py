@@ -40,7 +40,7 @@ def boundaries(target: Target, x: Tensor, y: Tensor, most: int | None = None) ->
     with torch.enable_grad():
         scores = target(x)
         k = scores.shape[1]
-        classes = _others(scores.detach(), y, k - 1 if most is None else min(most, k - 1))
+        classes = others(scores.detach(), y, k - 1 if most is None else min(most, k - 1))
         gap = scores.gather(1, classes) - scores.gather(1, y[:, None])
         last = classes.shape[1] - 1
         normal = [
@@ -56,7 +56,7 @@ def boundaries(target: Target, x: Tensor, y: Tensor, most: int | None = None) ->
     )
 
 
-def _others(scores: Tensor, y: Tensor, m: int) -> Tensor:
+def others(scores: Tensor, y: Tensor, m: int) -> Tensor:
     """m classes other than y, int64 (n, m)."""
     k = scores.shape[1]
     if m < k - 1:

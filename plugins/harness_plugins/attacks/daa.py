@@ -32,7 +32,7 @@ class DAA:
     particles: M; with one this is pgd
     coupling:  weight of the kernel's terms; with 0 this is pgd with M starts
     rel_step:  length of a step as a share of eps; 2.5 / steps where it is none
-    loss:      what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
+    loss:      what is climbed: cross-entropy, max_{j≠y} z_j − z_y (margin), its ratio (dlr), −z_y
     """
 
     steps: Annotated[int, Ge(1)] = 200

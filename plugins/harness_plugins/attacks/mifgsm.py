@@ -24,7 +24,7 @@ class MIFGSM:
 
     steps: forward and backward passes
     decay: of the sum of gradients; with 0 this is bim with rel_step = 1 / steps
-    loss:  what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
+    loss:  what is climbed: cross-entropy, max_{j≠y} z_j − z_y (margin), its ratio (dlr), −z_y
     """
 
     steps: Annotated[int, Ge(1)] = 10

@@ -30,7 +30,7 @@ class FGSM:
 
     The paper's case is Linf.
 
-    loss: what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
+    loss: what is climbed: cross-entropy, max_{j≠y} z_j − z_y (margin), its ratio (dlr), −z_y
     """
 
     loss: LossName = "ce"
@@ -46,7 +46,7 @@ class BIM:
 
     steps:    forward and backward passes
     rel_step: length of a step as a share of eps; 2.5 / steps where it is none
-    loss:     what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
+    loss:     what is climbed: cross-entropy, max_{j≠y} z_j − z_y (margin), its ratio (dlr), −z_y
     """
 
     steps: Annotated[int, Ge(1)] = 40
@@ -68,7 +68,7 @@ class PGD:
 
     steps:    forward and backward passes
     rel_step: length of a step as a share of eps; 2.5 / steps where it is none
-    loss:     what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
+    loss:     what is climbed: cross-entropy, max_{j≠y} z_j − z_y (margin), its ratio (dlr), −z_y
     """
 
     steps: Annotated[int, Ge(1)] = 40

@@ -29,7 +29,7 @@ class SLIDE:
     steps:    forward and backward passes
     rel_step: length of a step as a share of eps; 2.5 / steps where it is none
     share:    of all entries, those that move in a step; one at least. The thesis's MNIST value
-    loss:     what is climbed: cross-entropy, margin (max_{j≠y} z_j − z_y), its ratio dlr, score (−z_y)
+    loss:     what is climbed: cross-entropy, max_{j≠y} z_j − z_y (margin), its ratio (dlr), −z_y
     """
 
     steps: Annotated[int, Ge(1)] = 100

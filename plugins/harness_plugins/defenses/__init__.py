@@ -63,6 +63,12 @@ def harness_models() -> Iterator[ModelSpec]:
         paper="Matyasko and Chau, 2017, Margin maximization for robust classification, IJCNN",
     )
     yield ModelSpec(
+        "critic",
+        "harness_plugins.defenses.critic:AdversaryCritic",
+        summary="adversary critic: what fools the classifier is to fool a second network too",
+        paper="arXiv:1810.12576",
+    )
+    yield ModelSpec(
         "checkpoint",
         "harness_plugins.defenses.checkpoint:Checkpoint",
         summary="weights from a file, loaded into a named architecture",

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.api import Info, Run, TrainingSet
+from harness_plugins.class_gradients import gap_gradients
 from harness_plugins.training import Settings, Step, train
 
 Sensitivity = Literal["L2", "L2-unsquared", "L1"]
@@ -85,15 +86,11 @@ def hinge(scores: Tensor, y: Tensor) -> Tensor:
 def steepest(scores: Tensor, x: Tensor, y: Tensor, norm: Sensitivity) -> Tensor:
     """max_{j≠y} ‖D_y − D_j‖ of each sample, (n,), with graph; scores (n, k) of x with graph.
 
-    One batched backward pass for all k gradients without a graph of its own, one with.
+    One batched backward pass for all k − 1 differences without a graph of its own, one with.
     """
-    n, k = scores.shape
-    each = torch.eye(k, dtype=scores.dtype, device=scores.device)[:, None].expand(k, n, k)
-    (gradients,) = torch.autograd.grad(scores, x, each, retain_graph=True, is_grads_batched=True)
-    own = gradients[y, torch.arange(n, device=y.device)]
-    sizes = size(gradients - own, norm)
-    farthest = sizes.scatter(0, y[None], -1.0).argmax(0)
-    gap = (scores.gather(1, y[:, None]) - scores.gather(1, farthest[:, None])).sum()
+    classes, gradients = gap_gradients(scores, x, y)
+    farthest = classes.gather(1, size(gradients, norm).argmax(0)[:, None])
+    gap = (scores.gather(1, y[:, None]) - scores.gather(1, farthest)).sum()
     (difference,) = torch.autograd.grad(gap, x, create_graph=True)
     return size(difference[None], norm)[0]
 
