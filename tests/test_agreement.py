@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from handmade import Handmade, threat
+from safetensors.numpy import load_file
 from support import board_text, run
 
 from harness.agreement import Agreement, Tally, agreements
@@ -65,8 +66,8 @@ def made(**changes):
     fields = {"models": ("A", "J"), "attacks": ("pgd",), "seeds": (0, 1), **changes}
     board = Handmade(Y, (threat(),), **fields)
     for seed in board.seeds:
-        for model in ("A", "J"):
-            board.fit(model, CLEAN if model == "A" else [0] * 8, seed)
+        board.fit("A", CLEAN, seed)
+        board.fit("J", Y if seed else [0] * 8, seed)
     return board
 
 
@@ -101,7 +102,7 @@ def test_images_are_counted_as_by_hand(by_hand):
         Agreement("A", "pgd", "Linf", "0.2", (0, 1), Tally(1, 1, 0) + Tally(4, 1, 2)),
     )
     assert by_hand.gaps == ()
-    assert by_hand.clean == 0.5
+    assert by_hand.clean == (0.5 + 1) / 2
 
 
 def test_shares_are_of_the_images_and_have_wilson_intervals(by_hand):
@@ -115,7 +116,7 @@ def test_shares_are_of_the_images_and_have_wilson_intervals(by_hand):
 def test_the_heading_names_it_a_stand_in(by_hand):
     ((title, _),) = sections("b", by_hand)
     assert "J as a stand-in for people" in title
-    assert "J is right on 50.0 % of the clean images" in title
+    assert "J is right on 75.0 % of the clean images" in title
 
 
 def test_without_images_there_are_no_shares(tmp_path):
@@ -274,6 +275,25 @@ def test_images_of_each_budget_are_judged_by_their_grey_level(three):
     assert [r.tally for r in rows] == expected
     assert 0 < expected[1].images < expected[2].images
     assert 0 < expected[2].change < expected[2].images
+
+
+def test_images_of_a_seed_are_judged_by_the_model_of_that_seed(tmp_path, cache):
+    """A trained linear judge, its labels computed from its weights; its seeds do not agree."""
+    judge = "standard:arch=linear,epochs=1"
+    text = board_text(["tiny", judge], ["ascend"], eps=(0.2,), more="seeds = [0, 1]")
+    ran = run(text, tmp_path, keep_examples=True)
+    changes = []
+    for seed in (0, 1):
+        record = ran.of("tiny", "ascend", seed=seed)
+        there = record.arrays["outcome"][:, 0] == Outcome.ADVERSARIAL
+        x = ran.store.examples(record.key)["x_adv"][there, 0].reshape(-1, 16)
+        w = load_file(weights(ran, cache, judge, seed))
+        (matrix,), (bias,) = ([v for v in w.values() if v.ndim == d] for d in (2, 1))
+        says = (x @ matrix.T + bias).argmax(axis=1)
+        changes.append(int((says == record.arrays["label"][there, 0]).sum()))
+    assert changes[0] != changes[1]
+    (row,) = asked(ran, judge).rows
+    assert (row.seeds, row.tally.change) == ((0, 1), sum(changes))
 
 
 def test_clean_accuracy_is_the_fits(three):
