@@ -29,6 +29,9 @@ OUT = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for records and tables  [default: the board's own]",
 )
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i"
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Records on stdout, one a line.")
 
 
@@ -69,12 +72,12 @@ def cli() -> None:
 @DATA_DIR
 @OUT
 @JSON
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i")
+@DEVICE
 @click.option("--jobs", type=click.IntRange(1), help="Cells at a time  [default: the cores]")
 @click.option("--executor", type=click.Choice(["inline", "process"]), help="Where cells run")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds a cell may take")
 @click.option(
-    "--keep-examples", is_flag=True, help="Store adversarial images, for `harness verify`"
+    "--keep-examples", is_flag=True, help="Store adversarial images, for `verify` and `agreement`"
 )
 @click.option("--retry", is_flag=True, help="Run again what failed before")
 @click.option("--force", is_flag=True, help="Run everything again")
@@ -141,13 +144,41 @@ def report(board: str | None, data_dir: Path | None, out: Path | None, **shown: 
 @BOARD
 @DATA_DIR
 @OUT
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i")
+@DEVICE
 def verify(board: str | None, data_dir: Path | None, out: Path | None, device: str) -> None:
     """Check records, and the adversarial images they kept (--keep-examples), by their models."""
     from harness import commands
     from harness.session import Changes
 
     sys.exit(commands.verify(_session(board, Changes(), data_dir, out), device))
+
+
+@cli.command()
+@BOARD
+@DATA_DIR
+@OUT
+@JSON
+@click.option("--judge", required=True, help="The model that is asked, by its label on the board")
+@DEVICE
+def agreement(
+    board: str | None,
+    data_dir: Path | None,
+    out: Path | None,
+    as_json: bool,
+    judge: str,
+    device: str,
+) -> None:
+    """A stand-in for people: does one model see a change in adversarial images of the others?
+
+    Of the images that changed a model's correct label, kept by `harness run --keep-examples`, it
+    prints the share that the judge gives the same adversarial label (it sees the change), the share
+    that it gives the true one (no change), and the rest. No people are asked.
+    """
+    from harness import commands
+    from harness.session import Changes
+
+    session = _session(board, Changes(), data_dir, out)
+    commands.agreement(session, judge, device, as_json=as_json)
 
 
 @cli.command("list")

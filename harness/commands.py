@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from harness.executors.inline import Inline
 from harness.executors.process import Process
 from harness.leaderboard import Leaderboard, aggregate
 from harness.plan import Plan, state
-from harness.records import Record
+from harness.records import Problem, Record
 from harness.registry import Catalogue
 from harness.session import (
     Place,
@@ -59,8 +59,7 @@ def run(session: Session, *, as_json: bool, how: How) -> int:
     store = place.store
     store.sweep()
     records, problems = store.scan()
-    for problem in problems:
-        click.echo(f"harness: {problem.file} left out: {problem.reason}", err=True)
+    _left_out(problems)
     settings = Settings(
         cache=cache_folder(),
         device=device,
@@ -81,6 +80,11 @@ def run(session: Session, *, as_json: bool, how: How) -> int:
         write_tables(place, session.own.manifest, records, problems)
     _print(session, aggregate(plan.manifest, records, problems), records, as_json=as_json)
     return 0 if all(_succeeded(plan, key, records) for key in plan.cells) else 1
+
+
+def _left_out(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        click.echo(f"harness: {problem.file} left out: {problem.reason}", err=True)
 
 
 def _succeeded(plan: Plan, key: str, records: dict[str, Record]) -> bool:
@@ -277,6 +281,32 @@ def verify(session: Session, device: str) -> int:
         f"{verdicts['not kept']} kept no images"
     )
     return 1 if verdicts["DIFFERS"] else 0
+
+
+def agreement(session: Session, judge: str, device: str, *, as_json: bool) -> None:
+    """What one model of the board says of the adversarial images that were kept of the others."""
+    from harness.agreement import agreements
+    from harness.render import terminal
+    from harness.render.agreement import lines, sections
+    from harness.run import Settings
+    from harness.stand_in import StandIn
+
+    plan, place = session.plan, session.place
+    settings = Settings(cache=cache_folder(), device=device_name(device))
+    records, problems = place.store.scan()
+    _left_out(problems)
+    stand_in = StandIn.of(judge, plan, records, settings)
+    found = agreements(plan.manifest, place.store, records, stand_in)
+    if not found.kept:
+        raise UsageError(
+            f"{place.folder}: no record of a model other than {judge} has adversarial images; run "
+            "the board with --keep-examples --force"
+        )
+    if as_json:
+        for line in lines(found):
+            click.echo(line)
+    else:
+        terminal.sections(sections(place.board.title or place.board.name, found))
 
 
 def fetch(name: str, catalogue: Catalogue, data_dir: Path | None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.leaderboard import Leaderboard
 from harness.render.text import NONE, count, interval, number, percent, plain
 from harness.render.tidy import values
-from harness.standings import AttackCell, CorruptionTable, Curve, Row, Table
+from harness.standings import AttackCell, CorruptionTable, Curve, Gap, Row, Table
 
 Cells = tuple[str, ...]
 
@@ -163,7 +164,7 @@ def corruption(table: CorruptionTable) -> Grid:
     return Grid(header, "ll" + "r" * (len(header) - 2), rows)
 
 
-def gaps(board: Leaderboard) -> Grid:
+def gaps(found: Iterable[Gap]) -> Grid:
     """Cells without a result, and why."""
     rows = tuple(
         (
@@ -174,7 +175,7 @@ def gaps(board: Leaderboard) -> Grid:
             plain(g.status),
             plain(g.reason),
         )
-        for g in board.gaps
+        for g in found
     )
     return Grid(("Model", "Attack", "Norm", "Seeds", "Status", "Reason"), "llllll", rows)
 

@@ -66,7 +66,7 @@ def _parts(board: Leaderboard) -> Iterator[str]:
     if board.gaps:
         yield "## Cells without a result"
         yield "None of them raises a robust accuracy: a row that lacks a core attack is unranked."
-        yield _draw(grids.gaps(board))
+        yield _draw(grids.gaps(board.gaps))
     if board.problems:
         yield "## Files left out"
         yield "Found among the records, not read, and left where they are."

@@ -52,7 +52,7 @@ def _sections(board: Leaderboard) -> Iterator[tuple[str, Grid]]:
             grids.corruption(corrupted),
         )
     if board.gaps:
-        yield "Cells without a result", grids.gaps(board)
+        yield "Cells without a result", grids.gaps(board.gaps)
     if board.problems:
         yield "Files among the records that were left out", grids.problems(board)
 
