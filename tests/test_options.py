@@ -28,6 +28,7 @@ from harness.options import (
     resolve,
 )
 from harness.plugin import (
+    Added,
     AttackRef,
     AttackSpec,
     File,
@@ -96,6 +97,15 @@ class Standard:
 class AT:
     inner: Annotated[Callable[..., Any], AttackRef()] = ref("pgd:steps=7")
     eps: float = 0.3
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Of which records were made while it had `steps` alone."""
+
+    steps: int = 1
+    size: Annotated[float, Gt(0), Added()] = 0.5
+    shape: Annotated[Any, OneOf({"mlp": MLP}), Added()] = MLP()
 
 
 @dataclass(frozen=True)
@@ -195,6 +205,7 @@ class Home:
         yield model("at", AT)
         yield model("closed", offers="labels")
         yield model("checkpoint", Checkpoint)
+        yield model("grown", Grown)
 
 
 class Rival:
@@ -499,6 +510,16 @@ def test_what_means_the_same_has_one_identity(one, other):
 )
 def test_what_means_something_else_has_another(other):
     assert identity("pgd") != identity(other)
+
+
+def test_what_was_added_is_in_an_identity_where_it_is_not_its_default():
+    assert identity("grown")["options"] == {"steps": 1}
+    assert identity("grown:size=1/2,shape=(mlp:width=200)") == identity("grown")
+    assert identity("grown:size=0.25")["options"] == {"steps": 1, "size": 0.25}
+    shape = {"name": "mlp", "options": {"width": 7}}
+    assert identity("grown:shape=(mlp:width=7)")["options"] == {"steps": 1, "shape": shape}
+    assert resolved("grown").component == Grown()
+    assert resolved("grown:size=2").component.size == 2
 
 
 def test_an_identity_in_full():

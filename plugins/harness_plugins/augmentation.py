@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from harness.api import Rng
 
-SHIFT = 4  # pixels, the usual number for 32x32 images
+SHIFT = 1 / 8  # of the shorter side at most: 4 pixels of 32, as usual
 
 
 def unchanged(x: Tensor, rng: Rng) -> Tensor:
@@ -18,14 +18,15 @@ def unchanged(x: Tensor, rng: Rng) -> Tensor:
 
 
 def flipped_and_shifted(x: Tensor, rng: Rng) -> Tensor:
-    """Each image (c, h, w) mirrored or not, and moved by -4 to 4 pixels both ways; 0 comes in."""
+    """Each image (c, h, w) mirrored or not, and moved by 1/8 of its side at most; 0 comes in."""
     n, c, h, w = x.shape
-    down, right = rng.integers(2 * SHIFT + 1, 2).unbind(1)
+    most = round(min(h, w) * SHIFT)
+    down, right = rng.integers(2 * most + 1, 2).unbind(1)
     columns = torch.arange(w, device=x.device).expand(n, w)
     mirrored = rng.integers(2, 1).bool()
     columns = torch.where(mirrored, columns.flip(1), columns) + right[:, None]
     rows = torch.arange(h, device=x.device) + down[:, None]
-    padded = functional.pad(x, (SHIFT,) * 4)
+    padded = functional.pad(x, (most,) * 4)
     image = torch.arange(n, device=x.device).view(n, 1, 1, 1)
     channel = torch.arange(c, device=x.device).view(1, c, 1, 1)
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

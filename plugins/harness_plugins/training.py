@@ -86,7 +86,7 @@ class Settings:
     optimiser:    how a step is made of the gradient
     schedule:     the learning rate's course over the epochs
     plain_epochs: so many of the epochs, the first, are without the defense
-    augment:      flip-shift: every batch is mirrored at random and moved by up to 4 pixels
+    augment:      flip-shift: images are mirrored at random and moved by up to 1/8 of their side
     validation:   none, or held-out: the weights of the best epoch on images that are not trained on
     """
 
