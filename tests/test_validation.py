@@ -297,6 +297,4 @@ def test_augmented_batches_reach_the_objective():
     order = [int((data.x == image).flatten(1).all(1).nonzero()) for image in plain]
     assert sorted(order) == list(range(20))
     assert not torch.equal(plain, changed)
-    assert (
-        changed.flatten(1).amax(1) <= plain.flatten(1).amax(1)
-    ).all()
+    assert (changed.flatten(1).amax(1) <= plain.flatten(1).amax(1)).all()

@@ -63,17 +63,16 @@ class MarginMaximization(Settings):
         return self.arch.build(info)
 
     def fit(self, data: TrainingSet, run: Run) -> nn.Module:
-        weight = self.weight()
-        classify = hinge if self.loss == "hinge" else functional.cross_entropy
-
-        def objective(net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
-            x = x.detach().requires_grad_()
-            scores = net(x)
-            return classify(scores, y) + weight * steepest(scores, x, y, self.sensitivity).mean()
-
         net = self.build(data.info)
-        train(net, data, run, self, objective)
+        train(net, data, run, self, self.objective)
         return net
+
+    def objective(self, net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        x = x.detach().requires_grad_()
+        scores = net(x)
+        classify = hinge if self.loss == "hinge" else functional.cross_entropy
+        sensitivity = steepest(scores, x, y, self.sensitivity).mean()
+        return classify(scores, y) + self.weight() * sensitivity
 
 
 def hinge(scores: Tensor, y: Tensor) -> Tensor:
