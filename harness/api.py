@@ -119,6 +119,7 @@ class Run:
     device: torch.device
     progress: Callable[[int, int], None] = lambda _done, _total: None
     _store: Callable[[Mapping[str, Tensor] | None], Mapping[str, Tensor] | None] = lambda _s: None
+    _tell: Callable[[str], None] = lambda _text: None
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Keep a checkpoint of the training, replacing the last; tensors only."""
@@ -127,6 +128,11 @@ class Run:
     def load(self) -> Mapping[str, Tensor] | None:
         """The last checkpoint of this very training, if one was kept."""
         return self._store(None)
+
+    def note(self, text: str) -> None:
+        """One line for the fit's record and for whoever runs it; of what a checkpoint spares a
+        training that goes on, it has to be said again."""
+        self._tell(" ".join(text.split()))
 
     def rng(self, *key: Any) -> Rng:
         """A stream of random numbers of one's own, fixed by the seed and the key."""

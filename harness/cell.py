@@ -84,6 +84,7 @@ def fit(bench: Bench) -> Result:
         facts={
             "clean_accuracy": float(correct.double().mean()),
             "flags": flags,
+            "notes": trained.get("notes", []),  # not with weights that were kept before there were
             "trained_with": trained["with"],
         },
         cost=trained["cost"],

@@ -136,7 +136,8 @@ def _executor(how: How, jobs: int) -> Executor:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """Tells of cells as they end: a bar on a terminal, else a line for each that failed."""
+    """Tells of cells as they end: a bar on a terminal, else a line for each that failed, and for
+    what a training notes."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -151,8 +152,10 @@ def _progress(total: int) -> Iterator[Any]:
         task = bar.add_task("running", total=total)
 
         def tell(event: Any) -> None:
+            lines = [f"note: {event.cell}: {note}" for note in event.notes]
             if event.status != "ok":
-                line = f"{event.status}: {event.cell}: {event.reason}"
+                lines.append(f"{event.status}: {event.cell}: {event.reason}")
+            for line in lines:
                 bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
             bar.update(task, advance=1, description=str(event.cell)[:60].ljust(60))
 

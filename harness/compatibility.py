@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import replace
 
-from harness.errors import UsageError
+from harness.data import Info
+from harness.errors import BrokenPlugin, UsageError
 from harness.options import AttackOptions, Resolved, ResolvedRef
 from harness.plugin import CORRUPTION, LEVELS, AttackSpec, ModelSpec
 
@@ -21,10 +24,31 @@ def applies(attack: AttackSpec, norm: str) -> bool:
     return (norm == CORRUPTION) == (CORRUPTION in attack.norms)
 
 
-def misfit(model: Resolved, attack: Resolved, norm: str) -> str:
+def misfit(model: Resolved, attack: Resolved, norm: str, info: Info) -> str:
     """Why the attack cannot be run on the model here, in one line; '' where it can."""
-    specs = model.entry.spec, attack.entry.spec
-    return attack.lacks or incompatible(*specs, attack.given, norm, attack.refs)
+    if attack.lacks:
+        return attack.lacks
+    model, attack = _on(info, model), _on(info, attack)
+    return incompatible(model.entry.spec, attack.entry.spec, attack.given, norm, attack.refs)
+
+
+def _on(info: Info, resolved: Resolved) -> Resolved:
+    """The same with the parts that it, and every model that it refers to, has on such data.
+
+    Raises BrokenPlugin where a recipe cannot tell.
+    """
+    entry, spec = resolved.entry, resolved.entry.spec
+    if isinstance(spec, ModelSpec) and spec.parts_vary:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # a stranger's code
+                there = resolved.component.parts(info)
+                entry = replace(
+                    entry, spec=replace(spec, parts=tuple(p for p in spec.parts if p in there))
+                )
+        except Exception as error:
+            raise BrokenPlugin(f"{entry.full}: parts(info) raised {error!r}") from error
+    refs = tuple(replace(r, resolved=_on(info, r.resolved)) for r in resolved.refs)
+    return replace(resolved, entry=entry, refs=refs)
 
 
 def incompatible(

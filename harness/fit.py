@@ -69,8 +69,8 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def fitted(
     model: Resolved, seed: int, workshop: Workshop, progress: Progress
 ) -> tuple[nn.Module, str, dict[str, Any]]:
-    """The trained classifier, eval and frozen, its digest, and of its training the `cost` and what
-    it was done `with`. It comes from the cache, or is trained now."""
+    """The trained classifier, eval and frozen, its digest, and of its training the `cost`, what it
+    was done `with`, and its `notes`. It comes from the cache, or is trained now."""
     path = workshop.weights_path(model, seed)
     state = None if workshop.fresh else load_weights(path)
     told = _told(path) if state is not None else None
@@ -146,7 +146,8 @@ def _train(
     if workshop.fresh:
         checkpoint.unlink(missing_ok=True)
     own = _own_seed(model, seed)
-    run = Run(own, workshop.device, progress, lambda s: _checkpoint(checkpoint, s))
+    notes: list[str] = []
+    run = Run(own, workshop.device, progress, lambda s: _checkpoint(checkpoint, s), notes.append)
 
     def target_of(other: Resolved) -> Target:
         spec = other.entry.spec
@@ -171,7 +172,7 @@ def _train(
         "cpu_seconds": time.process_time() - cpu,
     }
     tools = {"device": str(workshop.device), "torch": torch.__version__}
-    return state, {"cost": cost, "with": tools}
+    return state, {"cost": cost, "with": tools, "notes": notes}
 
 
 @torch.no_grad()

@@ -209,7 +209,7 @@ def _model_cells(
             attack_label=attack_label,
             threat=threat,
             needs=(fit.key, *(c.key for c in others)),
-            reason=fit.reason or misfit(model, attack, threat.norm),
+            reason=fit.reason or misfit(model, attack, threat.norm, data.ref.info),
         )
 
 

@@ -100,6 +100,8 @@ class ModelSpec(Spec):
     surrogate:  the classifier has `surrogate()`, a differentiable stand-in
     randomised: the classifier's forward is `forward(x, rng)`
     parts:      named parts an attack may ask for (`classifier.part(name)`)
+    parts_vary: which of them there are depends on the options or the data: the recipe has
+                `parts(info)`, which names them
     short_for:  this name is short for a selection of another model (`standard:arch=mlp`)
     """
 
@@ -107,6 +109,7 @@ class ModelSpec(Spec):
     surrogate: bool = False
     randomised: bool = False
     parts: tuple[str, ...] = ()
+    parts_vary: bool = False
     short_for: str = ""
 
     def __post_init__(self) -> None:

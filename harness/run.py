@@ -44,11 +44,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Event:
-    """A cell ended, with the status of its record, or `blocked` by a fit that failed."""
+    """A cell ended, with the status of its record, or `blocked` by a fit that failed.
+
+    notes: what a training had to say
+    """
 
     cell: Cell
     status: str
     reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Driver:
@@ -122,7 +126,8 @@ class Driver:
             self.store.write(record)
         self.records[cell.key] = record
         self._again.discard(cell.key)
-        self.tell(Event(cell, result.status, result.reason))
+        notes = tuple(result.facts.get("notes", ())) if cell.kind == "fit" else ()
+        self.tell(Event(cell, result.status, result.reason, notes))
         return True
 
     def _record(self, cell: Cell, result: Result) -> Record:

@@ -13,6 +13,7 @@ from harness.errors import PluginError
 from harness_plugins.architectures import (
     ARCHITECTURES,
     MLP,
+    NIN,
     AllConv,
     LeNet,
     LeNet5,
@@ -60,6 +61,18 @@ def count(net: nn.Module) -> int:
         (LeNet(), DIGITS, 156 + 2416 + (64 * 120 + 120) + (120 * 84 + 84) + 850),
         (SimpleNet(), CIFAR, 456 + 2416 + (1024 * 80 + 80) + 810),
         (SimpleNet(width=500), CIFAR, 456 + 2416 + (1024 * 500 + 500) + 5010),
+        (
+            NIN(),
+            CIFAR,
+            (75 * 192 + 192)
+            + (192 * 160 + 160)
+            + (160 * 96 + 96)
+            + (25 * 96 * 192 + 192)
+            + 2 * (192 * 192 + 192)
+            + (9 * 192 * 192 + 192)
+            + (192 * 192 + 192)
+            + 1930,
+        ),
     ],
 )
 def test_has_the_parameters_that_its_description_says(arch, info, parameters):
@@ -86,7 +99,7 @@ def test_smallconv_says_from_which_size_it_works():
 
 
 @pytest.mark.parametrize(
-    ("arch", "least"), [(Madry(), 4), (AllConv(), 8), (LeNet(), 4), (SimpleNet(), 4)]
+    ("arch", "least"), [(Madry(), 4), (AllConv(), 8), (LeNet(), 4), (SimpleNet(), 4), (NIN(), 4)]
 )
 def test_says_from_which_size_it_works(arch, least):
     shape = (1, least, least + 1)
@@ -105,6 +118,7 @@ def test_says_from_which_size_it_works(arch, least):
         (AllConv(), CIFAR, ["relu8", "relu9"]),
         (LeNet(), CIFAR, ["pool2", "relu3", "relu4"]),
         (SimpleNet(), CIFAR, ["pool2", "relu3"]),
+        (NIN(dropout=0.9), CIFAR, ["pool1", "pool2"]),
     ],
 )
 def test_dropout_stands_after_the_hidden_layers(arch, info, before_each_dropout):
@@ -124,6 +138,37 @@ def test_weights_fit_with_and_without_dropout(arch):
     x = torch.rand(8, 1, 28, 28)
     assert torch.equal(dropping.eval()(x), plain(x))
     assert not torch.equal(dropping.train()(x), plain(x))
+
+
+def test_nin_drops_half_unless_it_is_told_otherwise():
+    def drops(net):
+        return [layer.p for layer in net if isinstance(layer, nn.Dropout)]
+
+    assert drops(NIN().build(CIFAR)) == [0.5, 0.5]
+    assert drops(NIN(dropout=0.2).build(CIFAR)) == [0.2, 0.2]
+    assert drops(NIN(dropout=0).build(CIFAR)) == []
+    net, x = NIN().build(DIGITS), torch.rand(8, 1, 8, 8)
+    assert not torch.equal(net(x), net(x))
+    assert torch.equal(net.eval()(x), net(x))
+
+
+def test_nin_pools_what_lies_in_the_image_and_scores_means_of_rectified_maps():
+    """32 → 16 → 8, windows of the last row and column 2 pixels wide: nothing is padded, so that
+    the average over equal values is that value, and a maximum below 0 stays."""
+    net = NIN().build(CIFAR).eval()
+    ones = torch.ones(1, 1, 32, 32)
+    for pool in (net.pool1, net.pool2):
+        assert torch.equal(pool(-ones), -torch.ones(1, 1, 16, 16))
+    assert net.pool2(net.pool1(ones)).shape == (1, 1, 8, 8)
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32)
+    assert net.pool1(ramp)[0, 0, 0].tolist() == [*range(2, 31, 2), 31]
+    assert net.pool2(ramp)[0, 0, 0].tolist() == [*range(1, 30, 2), 30.5]
+    x = torch.rand(3, 3, 32, 32)
+    features = net[: list(dict(net.named_children())).index("conv9")](x)
+    maps = nn.functional.conv2d(features, net.conv9.weight).clamp_min(0)  # zero biases
+    assert (maps == 0).any()
+    assert features.shape == (3, 192, 8, 8)
+    torch.testing.assert_close(net(x), maps.sum((2, 3)) / 64)
 
 
 def test_a_linear_model_has_nothing_to_drop():
@@ -188,7 +233,7 @@ def test_memory_format_changes_speed_and_nothing_else(arch):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_rows_do_not_depend_on_the_batch(name):
     """Scores and gradients of 8 rows, alone and among 40, are the same bits."""
-    net = ARCHITECTURES[name]().build(MNIST)
+    net = ARCHITECTURES[name]().build(MNIST).eval()
 
     def scores_and_gradient(x):
         x = x.clone().requires_grad_()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import testkit_parts
 from support import board_text, run
 
 from harness.errors import UsageError
@@ -155,6 +156,27 @@ def test_a_model_that_refers_to_another_is_fitted_after_it(tmp_path):
     ran = run(board_text(["distilled"], ["wander"]), tmp_path)
     assert ran.of("distilled").status == "ok"
     assert [e.cell.label for e in ran.events[:2]] == ["tiny", "distilled"]
+
+
+def test_what_a_training_notes_is_in_its_record_and_told_once_it_ends(tmp_path, monkeypatch):
+    plain = testkit_parts.Tiny.fit
+
+    def fit(self, data, run):
+        run.note("two\n  lines")
+        run.note("and a second note")
+        return plain(self, data, run)
+
+    monkeypatch.setattr(testkit_parts.Tiny, "fit", fit)
+    notes = ["two lines", "and a second note"]
+    text = board_text(["tiny", "stepped"], ["wander"])
+    for limit in (20, 10):  # trained, and from the cache of weights
+        ran = run(text.replace("limit = 20", f"limit = {limit}"), tmp_path / str(limit))
+        assert ran.of("tiny").facts["notes"] == notes
+        assert ran.of("stepped").facts["notes"] == []
+        assert "notes" not in ran.of("tiny", "wander").facts
+        told = {str(e.cell): e.notes for e in ran.events if e.notes}
+        assert told == {"fit tiny seed 0": tuple(notes)}
+        monkeypatch.setattr(testkit_parts.Tiny, "fit", plain)
 
 
 @pytest.mark.parametrize(("how", "reaches"), [("exact", 0), ("bpda", 1), ("surrogate", 1)])

@@ -174,6 +174,16 @@ def test_json_keeps_stdout_for_records(board, call):
     assert all(r["status"] == "ok" and "identity" in r for r in records)
 
 
+def test_what_a_training_notes_is_a_line_on_stderr(board, call):
+    text = board_text(["sklearn-mlp:epochs=2,votes=3"], ["wander"])
+    code, out, err = call("run", board(text), "--jobs", 1, "--json")
+    note = "3 of 3 networks with epochs=2 had not converged, says scikit-learn"
+    assert code == 0
+    assert err.splitlines() == [f"note: fit sklearn-mlp:epochs=2,votes=3 seed 0: {note}"]
+    facts = {r["kind"]: r["facts"] for r in map(json.loads, out.splitlines())}
+    assert facts["fit"]["notes"] == [note]
+
+
 def test_a_failed_cell_is_exit_code_1_then_and_later(board, call):
     folder = board(board_text(["tiny"], ["misbehaves:how=raises", "wander"]))
     code, out, err = call("run", folder, "--jobs", 1)

@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from harness.api import Info, Run, TrainingSet
-from harness_plugins.architectures import MLP, LeNet5, Linear
+from harness_plugins.architectures import MLP, NIN, LeNet5, Linear
 from harness_plugins.defenses.margin import MarginMaximization, hinge, size, steepest
 from harness_plugins.optimisation import SGD, Exponential
 
@@ -153,6 +153,51 @@ def test_training_makes_the_network_less_sensitive(arch, sensitivity):
         found[c] = steepest(net(z), z, y, sensitivity).mean().item()
         assert (net(x).argmax(1) == y).float().mean() > 0.9
     assert found[weight] < 0.7 * found[0.0]
+
+
+def test_nins_sensitivity_is_differentiated_through_its_pools():
+    """Maximum and average, twice: against finite differences of a weight of each convolution."""
+    torch.manual_seed(0)
+    net = NIN(dropout=0).build(Info((3, 5, 4), 3, 1)).double()
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 3, 5, 4, generator=rng, dtype=torch.float64).requires_grad_()
+    y = torch.tensor([0, 1, 2, 0])
+
+    def value():
+        return 1e6 * steepest(net(x), x, y, "L2").sum()
+
+    value().backward()
+    for layer in (m for m in net if isinstance(m, nn.Conv2d)):
+        index, h = int(layer.weight.grad.abs().argmax()), 1e-6
+        index = np.unravel_index(index, layer.weight.shape)
+        told = layer.weight.grad[index].item()
+        with torch.no_grad():
+            layer.weight[index] += h
+        above = value().item()
+        with torch.no_grad():
+            layer.weight[index] -= 2 * h
+        slope = (above - value().item()) / (2 * h)
+        with torch.no_grad():
+            layer.weight[index] += h
+        assert told != 0
+        assert told == pytest.approx(slope, rel=1e-3)
+
+
+def test_nin_trains_an_epoch_with_cross_entropy():
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.rand(20, 3, 8, 8, generator=rng), torch.arange(20) % 3
+    data = TrainingSet(Info((3, 8, 8), 3, 20), x, y)
+
+    def weights(c):
+        model = MarginMaximization(arch=NIN(), C=c, loss="cross-entropy", epochs=1, batch=10)
+        torch.manual_seed(0)
+        net = model.fit(data, Run(0, CPU))
+        assert torch.equal(net(x), net(x))  # nothing is dropped any more
+        return [layer.weight for layer in net if isinstance(layer, nn.Conv2d)]
+
+    for plain, margin in zip(weights(0.0), weights(100.0), strict=True):
+        assert margin.isfinite().all()
+        assert not torch.equal(plain, margin)
 
 
 def test_sizes():

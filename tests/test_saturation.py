@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from support import board_text, run, session_of
 from torch import nn
 
+from harness.api import Info
 from harness.compatibility import misfit
 from harness.errors import UsageError
 from harness.identity import key_of
@@ -243,8 +244,9 @@ def test_parts_speak_of_the_saturated_input_so_there_are_none():
     catalogue = discover()
     selection = parse_selection("reads_threshold", "t")
     attack = resolve(selection, catalogue.attack("reads_threshold"), AttackOptions, catalogue, "t")
-    assert misfit(resolved("stepped"), attack, "Linf") == ""
-    why = misfit(resolved("stepped:saturate=4"), attack, "Linf")
+    info = Info((1, 4, 4), 3, 60)
+    assert misfit(resolved("stepped"), attack, "Linf", info) == ""
+    why = misfit(resolved("stepped:saturate=4"), attack, "Linf", info)
     assert why == "reads_threshold needs the part threshold, which stepped has not, as it is set"
 
 

@@ -12,7 +12,7 @@ from sign_kit import images, labels, random_network, target_of
 
 from harness.api import Threat
 from harness_plugins.attacks.hidden_node import HiddenNode
-from harness_plugins.attacks.sign_exact import Box, Sides, Structure, goals, search
+from harness_plugins.attacks.sign_exact import Box, Sides, Structure, _Program, goals, search
 from harness_plugins.attacks.sign_search import SignSearch
 
 SHAPE = (1, 3, 4)
@@ -189,6 +189,24 @@ def test_too_large_a_problem_is_left_to_the_ascent():
     assert torch.equal(alone, small)
     exact, _ = attacked(network, x, y, 0.05, SignSearch(steps=1))
     assert (labels(network, exact) != y).sum() > (labels(network, alone) != y).sum()
+
+
+@pytest.mark.parametrize(
+    ("v", "h", "searched"), [(1, 60, True), (2, 20, True), (4, 7, True), (4, 8, False)]
+)
+def test_many_open_units_of_more_than_two_networks_are_left_to_the_ascent(
+    monkeypatch, v, h, searched
+):
+    """Every hyperplane goes through the image, so that all units are open: 28 of four networks are
+    searched and 32 are not; of one network or two any number is."""
+    programs = []
+    monkeypatch.setattr(_Program, "solve", lambda self, low, high: programs.append(self.pixels))
+    network, x = random_network(v, h, 12), torch.full((12,), 0.5)
+    network = dataclasses.replace(network, thresholds=-(network.hidden @ x))
+    net, mid = Structure.of(network), x.double().numpy()
+    (goal,) = goals(network, 0, None)
+    assert search(Sides.of(net, goal), Box.of(net, mid - 0.1, mid + 0.1), 100, 10**6) is None
+    assert bool(programs) == searched
 
 
 @pytest.mark.parametrize(("v", "classes"), [(1, 2), (6, 3)])

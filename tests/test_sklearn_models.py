@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from sklearn.svm import LinearSVC
 
 from harness.api import Info, Run, TrainingSet
 from harness.errors import PluginError, UsageError
+from harness_plugins.convergence import watched
 from harness_plugins.defenses import svm
 from harness_plugins.defenses.sklearn_mlp import SklearnMajority, SklearnMLP
 from harness_plugins.defenses.svm import SVM
@@ -47,12 +50,14 @@ def trained(monkeypatch):
     one, other = svm._fitted, SklearnMLP._fitted
 
     def machine(x, y, penalty):
-        found.append((one(x, y, penalty), x))
-        return found[-1][0]
+        fit = one(x, y, penalty)
+        found.append((fit[0], x))
+        return fit
 
     def network(self, x, y, seed):
-        found.append((other(self, x, y, seed), x))
-        return found[-1][0]
+        fit = other(self, x, y, seed)
+        found.append((fit[0], x))
+        return fit
 
     monkeypatch.setattr(svm, "_fitted", machine)
     monkeypatch.setattr(SklearnMLP, "_fitted", network)
@@ -191,6 +196,72 @@ def test_a_diverging_training_says_what_it_was_trained_with():
     with np.errstate(all="ignore"), failed as error:
         fitted(SklearnMLP(lr=1e300, epochs=5), DIGITS[3][0])
     assert "\n" not in str(error.value)
+
+
+# --- what has not converged --------------------------------------------------------------------
+
+
+def notes_of(model, data, store=None):
+    told = []
+    model.fit(data, Run(0, CPU, _store=store or Kept(), _tell=told.append))
+    return told
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """scikit-learn's machines with fewer iterations than most of these need."""
+    few = functools.partial(LinearSVC, max_iter=11)
+    monkeypatch.setattr("sklearn.svm.LinearSVC", few)
+
+
+def test_networks_that_ran_out_of_epochs_are_counted(trained):
+    data, _, _ = DIGITS[3]
+    counts = set()
+    for epochs in (3, 40, 44, 48, 52, 200):
+        start = len(trained)
+        told = notes_of(SklearnMLP(hidden=(4,), lr=0.5, epochs=epochs, votes=6), data)
+        stopped = sum(
+            network.n_iter_ == epochs and network._no_improvement_count <= network.n_iter_no_change
+            for network, _ in trained[start:]
+        )
+        assert told == [
+            f"{stopped} of 6 networks with epochs={epochs} had not converged, says scikit-learn"
+        ] * (stopped > 0)
+        counts.add(stopped)
+    assert len(counts) > 2  # none, all, and some
+
+
+def test_machines_and_fits_of_the_cross_validation_are_counted(trained, impatient):
+    data, _, _ = DIGITS[10]
+    told = notes_of(SVM(grid=(1e-6, 10.0), folds=4, votes=3), data)
+    stopped = [bool(machine.n_iter_ == 11) for machine, _ in trained]
+    fits, machines = sum(stopped[:8]), sum(stopped[8:])
+    assert 0 < fits < 8
+    assert machines > 0
+    assert told == [
+        f"{fits} of 8 fits of the cross-validation had not converged, says scikit-learn",
+        f"{machines} of 3 machines with C=10 had not converged, says scikit-learn",
+    ]
+
+
+def test_where_all_converged_nothing_is_said():
+    assert notes_of(SVM(grid=(0.1, 0.01), folds=2, votes=2), DIGITS[3][0]) == []
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_a_killed_training_says_as_much_as_one_that_was_not(impatient, killed_after):
+    data, _, _ = DIGITS[10]
+    for model in (SVM(grid=(0.1, 10.0), folds=2, votes=2), SklearnMLP(epochs=3, votes=4)):
+        whole, store = notes_of(model, data), Kept(kill_after=killed_after)
+        with pytest.raises(Killed):
+            notes_of(model, data, store)
+        assert notes_of(model, data, store) == whole != []
+
+
+def test_other_warnings_pass():
+    with pytest.warns(RuntimeWarning, match="overflow") as caught:
+        found = watched(lambda: [warnings.warn("overflow", RuntimeWarning, stacklevel=1), 7][1])
+    assert (found, len(caught)) == ((7, True), 1)
 
 
 # --- both --------------------------------------------------------------------------------------

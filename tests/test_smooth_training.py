@@ -137,3 +137,33 @@ def test_fgsm_training_adds_the_loss_at_the_adversarial_image():
         model.fit(train, Run(0, CPU))
     ours, by_hand = seen["pair"]
     assert ours == pytest.approx(by_hand)
+
+
+def test_the_virtual_direction_is_that_of_the_network_without_dropped_units():
+    """With dropout it is what it is without: masks would make the difference of xi a random one."""
+    seen = []
+
+    class Spied(VirtualAdversarialTraining):
+        def _steepest(self, net, x, clean, r):
+            gradient = super()._steepest(net, x, clean, r)
+            seen.append((net.training, unit(gradient)))
+            return gradient
+
+    info = Info((1, 4, 4), 3, 90)
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        net = SMALL.build(info, dropout)
+        Spied(arch=Fixed(net), epochs=1, batch=90).fit(data(), Run(0, CPU))
+    (plain_mode, plain), (dropped_mode, dropped) = seen
+    assert (plain_mode, dropped_mode) == (False, False)
+    torch.testing.assert_close(dropped, plain)
+
+
+class Fixed:
+    """An architecture that is one network."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def build(self, info, dropout=0.0):
+        return self.net

@@ -102,7 +102,9 @@ def test_robust_accuracy_counts_what_the_attack_did_not_fool():
     assert HeldOut(share=0.5).accuracy(net, swapped, run()) == 1.0
     wrong = TrainingSet(held.info, held.x, 1 - held.y)
     assert model.accuracy(net, wrong, run()) == 0.0  # wrong before is wrong, whatever comes
-    assert modes == [False] * 3
+    helped = TrainingSet(held.info, held.x.flip(0), 1 - held.y.flip(0))
+    assert model.accuracy(net, helped, run()) == 0.0  # though the attack puts some of it right
+    assert modes == [False] * 4
     assert net.training
     assert all(torch.equal(one, draws[0]) for one in draws)  # each epoch is asked the same
 
@@ -127,6 +129,14 @@ def test_held_out_images_are_not_trained_on_and_hold_every_class():
     assert torch.bincount(held.y).tolist() == [8, 2]
     again = HeldOut(share=0.1).split(data)
     assert torch.equal(again[1].x, held.x)
+    seen = []
+
+    def spy(net, x, y, step):
+        seen.extend(x.flatten().tolist())
+        return net.w * 0
+
+    train(Level(), data, run(), Settings(epochs=1, validation=HeldOut(share=0.1)), spy)
+    assert sorted(seen) == sorted(rest.x.flatten().tolist())
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,12 @@ Array = np.ndarray[Any, Any]
 # rounds away. The same of a network's Σ|u| + |c|, where its output has to be more than 0.
 TOLERANCE = 2.0**-23
 
+# The most units that may be open where more than two networks have to agree: with more of them,
+# `nodes` programs leave most searches undecided. Measured on four votes for each of ten classes and
+# 100 of the digits at eps 0.05: 28 take 7 s and leave 62 % robust, 32 take 20 s and leave 61 %, 40
+# take 71 s and leave 60 %; the ascent alone leaves 65 %.
+VOTED = 28
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -132,8 +138,8 @@ class Sides:
 def search(sides: Sides, box: Box, nodes: int, size: int) -> Array | None:
     """An image of the box that meets the goal, or None where there is none.
 
-    None as well where `nodes` linear programs do not settle it, or where the units that the box can
-    switch, times the pixels, are more than `size`.
+    None as well where `nodes` linear programs do not settle it, where the units that the box can
+    switch, times the pixels, are more than `size`, or, of more than two networks, than `VOTED`.
     """
     centre, slack = sides.side * box.centre, sides.net.slack
     surely, perhaps = centre - box.reach > slack, centre + box.reach > slack
@@ -142,7 +148,8 @@ def search(sides: Sides, box: Box, nodes: int, size: int) -> Array | None:
     if sides.met(surely):
         return box.mid
     free = perhaps & ~surely & (sides.gain > 0)
-    if int(free.sum()) * len(box.mid) > size:
+    open_units, networks = int(free.sum()), int(free.any(axis=1).sum())
+    if open_units * len(box.mid) > size or (networks > 2 and open_units > VOTED):
         return None
     units = Units.of(sides, box, free)
     left = sides.need - (sides.gain * surely).sum(axis=1)

@@ -40,7 +40,8 @@ class SignSearch:
     steps: of the ascent
     nodes: linear programs at most, for a sample and each class that it may be taken for; 0 for the
            ascent alone
-    size:  exact where the units that can be switched, times the pixels, are at most so many
+    size:  exact where the units that can be switched, times the pixels, are at most so many; and
+           the units of more than two networks, which have to agree, at most 28
     """
 
     steps: Annotated[int, Ge(1)] = 100

@@ -88,6 +88,7 @@ def harness_models() -> Iterator[ModelSpec]:
         offers="scores",
         surrogate=True,
         parts=("sign_network", "linear"),
+        parts_vary=True,
     )
     yield ModelSpec(
         "mlp01",

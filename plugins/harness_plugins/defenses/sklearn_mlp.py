@@ -8,7 +8,6 @@ L2 penalty of 1e-4, and no further epoch after 10 that have not lowered the loss
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from harness.api import Info, Run, TrainingSet
 from harness.errors import PluginError
+from harness_plugins.convergence import note_stopped, watched
 from harness_plugins.samples import Array, bootstrap, rows_and_labels
 from harness_plugins.votes import Votes, Voting, one_by_one
 
@@ -86,13 +86,16 @@ class SklearnMLP:
             if self.ensemble == "bootstrap":
                 rows = bootstrap(data.y, run.rng("bootstrap", i)).numpy()
             seed = int(run.rng("network", i).integers(2**32))
-            return _exported(self._fitted(x[rows], y[rows], seed))
+            fitted, converged = self._fitted(x[rows], y[rows], seed)
+            return {**_exported(fitted), "converged": torch.tensor(converged)}
 
-        networks = LogisticNetworks(one_by_one("votes", self.votes, run, network))
-        return Votes(networks, self.voting).to(run.device)
+        tensors = one_by_one("networks", self.votes, run, network)
+        converged = tensors.pop("converged")
+        note_stopped(run, converged, f"networks with epochs={self.epochs}")
+        return Votes(LogisticNetworks(tensors), self.voting).to(run.device)
 
-    def _fitted(self, x: Array, y: Array, seed: int) -> Any:
-        from sklearn.exceptions import ConvergenceWarning
+    def _fitted(self, x: Array, y: Array, seed: int) -> tuple[Any, bool]:
+        """The network, and whether it converged."""
         from sklearn.neural_network import MLPClassifier
 
         network = MLPClassifier(
@@ -103,15 +106,13 @@ class SklearnMLP:
             max_iter=self.epochs,
             random_state=seed,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # epochs are an option
-            try:
-                return network.fit(x, y)
-            except ValueError as error:
-                raise PluginError(
-                    f"scikit-learn's training failed: {' '.join(str(error).split())}; its learning "
-                    f"rate was lr={self.lr:g}"
-                ) from error
+        try:
+            return watched(lambda: network.fit(x, y))
+        except ValueError as error:
+            raise PluginError(
+                f"scikit-learn's training failed: {' '.join(str(error).split())}; its learning "
+                f"rate was lr={self.lr:g}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from harness.api import Info, Run, TrainingSet
 from harness.errors import UsageError
+from harness_plugins.convergence import note_stopped, watched
 from harness_plugins.linear_models import Linear
 from harness_plugins.samples import Array, bootstrap, rows_and_labels
 from harness_plugins.votes import one_by_one
@@ -69,9 +69,11 @@ class SVM:
             rows: Any = slice(None)
             if self.votes > 1:
                 rows = bootstrap(data.y, run.rng("bootstrap", i)).numpy()
-            return _exported(_fitted(x[rows], y[rows], penalty))
+            fitted, converged = _fitted(x[rows], y[rows], penalty)
+            return {**_exported(fitted), "converged": torch.tensor(converged)}
 
-        machines = one_by_one("votes", self.votes, run, machine)
+        machines = one_by_one("machines", self.votes, run, machine)
+        note_stopped(run, machines["converged"], f"machines with C={penalty:g}")
         weight, bias = (machines[name].mean(0).float() for name in ("weight", "bias"))
         return LinearClassifier(weight, bias, torch.tensor(penalty)).to(run.device)
 
@@ -89,20 +91,21 @@ class SVM:
         grid = sorted(self.grid)
 
         def accuracy(i: int) -> Mapping[str, Tensor]:
-            scores = [_fitted(x[a], y[a], grid[i]).score(x[b], y[b]) for a, b in folds]
-            return {"accuracy": torch.tensor(np.mean(scores))}
+            fits = [_fitted(x[a], y[a], grid[i]) for a, _ in folds]
+            scores = [fits[j][0].score(x[b], y[b]) for j, (_, b) in enumerate(folds)]
+            converged = torch.tensor([converged for _, converged in fits])
+            return {"accuracy": torch.tensor(np.mean(scores)), "converged": converged}
 
-        found = one_by_one("validation", len(grid), run, accuracy)["accuracy"]
-        return grid[int(found.argmax())]
+        found = one_by_one("folds", len(grid), run, accuracy)
+        note_stopped(run, found["converged"], "fits of the cross-validation")
+        return grid[int(found["accuracy"].argmax())]
 
 
-def _fitted(x: Array, y: Array, penalty: float) -> Any:
-    from sklearn.exceptions import ConvergenceWarning
+def _fitted(x: Array, y: Array, penalty: float) -> tuple[Any, bool]:
+    """The machine, and whether it converged."""
     from sklearn.svm import LinearSVC
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LinearSVC(C=penalty, dual=False).fit(x, y)
+    return watched(lambda: LinearSVC(C=penalty, dual=False).fit(x, y))
 
 
 def _exported(machine: Any) -> Mapping[str, Tensor]:

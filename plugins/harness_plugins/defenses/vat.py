@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.api import Info, Run, TrainingSet
+from harness_plugins.players import evaluating
 from harness_plugins.training import Settings, Step, train
 
 
@@ -25,7 +26,7 @@ class VirtualAdversarialTraining(Settings):
 
     eps:        length of r, L2
     weight:     of the KL
-    iterations: of the power method, each a forward and a backward pass
+    iterations: of the power method, each a forward and a backward pass of the net in eval mode
     xi:         the step of its finite difference
     """
 
@@ -43,13 +44,16 @@ class VirtualAdversarialTraining(Settings):
 
     def fit(self, data: TrainingSet, run: Run) -> nn.Module:
         def objective(net: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
+            with evaluating(net):  # dropped units would drown a difference of xi
+                with torch.no_grad():
+                    clean = net(x).log_softmax(1)
+                r = unit(step.rng.normal(*x.shape[1:]).to(x))
+                for _ in range(self.iterations):
+                    r = unit(self._steepest(net, x, clean, r))
             scores = net(x)
-            clean = scores.detach().log_softmax(1)
-            r = unit(step.rng.normal(*x.shape[1:]).to(x))
-            for _ in range(self.iterations):
-                r = unit(self._steepest(net, x, clean, r))
             far = net(x + self.eps * r).log_softmax(1)
-            return functional.cross_entropy(scores, y) + self.weight * divergence(clean, far)
+            kl = divergence(scores.detach().log_softmax(1), far)
+            return functional.cross_entropy(scores, y) + self.weight * kl
 
         net = self.build(data.info)
         train(net, data, run, self, objective)

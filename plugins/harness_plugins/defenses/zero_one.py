@@ -123,6 +123,11 @@ class MLP01(Options):
 class SCD01(Options):
     """A linear classifier."""
 
+    def parts(self, info: Info) -> tuple[str, ...]:
+        """Votes, and one against the rest, are no linear classifier any more."""
+        alone = self.votes == 1 and info.classes == 2
+        return ("sign_network", "linear") if alone else ("sign_network",)
+
     def build(self, info: Info) -> nn.Module:
         return SignVotes(_blank(info, self.votes, 1, 0))
 
