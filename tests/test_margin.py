@@ -7,11 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from attack_kit import run
 from sklearn.svm import SVC
 from torch import nn
 
 from harness.api import Info, Run, TrainingSet
 from harness_plugins.architectures import MLP, NIN, LeNet5, Linear
+from harness_plugins.attacks.deepfool import DeepFool
 from harness_plugins.defenses.margin import MarginMaximization, hinge, size, steepest
 from harness_plugins.optimisation import SGD, Exponential
 
@@ -97,6 +99,64 @@ def test_a_linear_networks_sensitivity_is_of_its_weights_alone():
     w = net[1].weight
     widest = [max(((w[c] - w[j]) ** 2).sum() for j in range(4)) for c in y.tolist()]
     torch.testing.assert_close(steepest(net(x), x, y, "L2"), torch.stack(widest))
+
+
+class Bent(nn.Module):
+    """A linear network and, of weight `bend`, one that is not."""
+
+    def __init__(self, bend, k=4):
+        super().__init__()
+        torch.manual_seed(1)
+        self.straight = nn.Linear(12, k).double()
+        self.curved, self.bend = network(k, seed=2), bend
+
+    def forward(self, x):
+        return self.straight((x - 0.5).flatten(1)) + self.bend * self.curved(20 * (x - 0.5))
+
+
+def promised_and_found(bend):
+    """What the geometric margin promises of each image, gap over sensitivity, and DeepFool's
+    distances."""
+    net = Bent(bend)
+    x = 0.5 + 0.05 * torch.randn(60, 1, 3, 4, dtype=torch.float64)
+    y = net(x).argmax(1)
+    x_adv, _ = run(DeepFool(preset="C", overshoot=1e-6, bisections=40), net, x)
+    scores = net(x.requires_grad_())
+    gap = scores.gather(1, y[:, None])[:, 0] - scores.scatter(1, y[:, None], -torch.inf).amax(1)
+    promised = gap / steepest(scores, x, y, "L2-unsquared")
+    return promised.detach(), (x_adv - x).detach().flatten(1).norm(dim=1)
+
+
+def test_the_geometric_margin_is_a_lower_bound_of_distances_as_networks_become_linear():
+    """Exactly so without a bend; with a small one, up to as small a share."""
+    torch.manual_seed(0)
+    promised, found = promised_and_found(0.0)
+    assert (promised <= found * (1 + 1e-5)).all()
+    excess = []
+    for bend in (0.03, 0.003, 0.0003):
+        promised, found = promised_and_found(bend)
+        excess.append((promised / found).amax().item() - 1)
+    assert excess[2] < 0.01
+    assert excess[2] < excess[0]
+
+
+def test_deepfools_distance_is_that_of_the_linearised_network_as_it_becomes_linear():
+    """With two classes the promise is the distance itself."""
+    off = []
+    for bend in (0.03, 0.003, 0.0003, 0.0):
+        torch.manual_seed(0)
+        net = Bent(bend, k=2)
+        x = 0.5 + 0.05 * torch.randn(60, 1, 3, 4, dtype=torch.float64)
+        y = net(x).argmax(1)
+        x_adv, _ = run(DeepFool(preset="C", overshoot=1e-6, bisections=40), net, x)
+        scores = net(x.requires_grad_())
+        gap = (scores.gather(1, y[:, None]) - scores.gather(1, 1 - y[:, None]))[:, 0]
+        promised = gap / steepest(scores, x, y, "L2-unsquared")
+        found = (x_adv - x).flatten(1).norm(dim=1)
+        off.append((promised / found - 1).abs().mean().item())
+    assert off == sorted(off, reverse=True)
+    assert off[2] < 0.01
+    assert off[3] < 1e-4
 
 
 def test_the_hinge_is_crammer_and_singers():
