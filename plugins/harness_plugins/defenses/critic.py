@@ -76,7 +76,8 @@ class AdversaryCritic(Settings):
         return self.arch.build(info)
 
     def suspects(self) -> Mapping[str, float]:
-        return {"weight": self.weight, "cycle": self.cycle, "lr": self.lr}
+        rates = {"lr": self.lr, "critic_lr": self.critic_lr}
+        return {"weight": self.weight, "cycle": self.cycle, **rates}
 
     def fit(self, data: TrainingSet, run: Run) -> nn.Module:
         net = self.build(data.info)
