@@ -260,6 +260,14 @@ def test_images_that_arrive_leave_the_others_as_they_are():
         torch.testing.assert_close(gradient, total, rtol=1e-9, atol=1e-9)
 
 
+def test_an_image_that_arrived_costs_nothing_more():
+    net, x, goal, confidence, _, fixed = case()
+    sizes = []
+    net.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    reach(net, x, goal, confidence, 5, OVERSHOOT)
+    assert sizes == [sum(len(gaps) > i for _, gaps in fixed) for i in range(5)]
+
+
 def test_without_a_slope_nothing_moves_and_all_is_finite():
     net = network()
     nn.init.zeros_(net[1].weight)
@@ -367,10 +375,11 @@ def test_a_gradient_of_length_one_costs_nothing():
     costs = [
         critic_loss(linear_scores(scale * w, [0.0, 0.0]), x, labels, x, labels, 10.0)
         - critic_loss(linear_scores(scale * w, [0.0, 0.0]), x, labels, x, labels, 0.0)
-        for scale in (1.0, 3.0)
+        for scale in (1.0, 3.0, 0.5)
     ]
     assert costs[0].item() == pytest.approx(0, abs=1e-9)
     assert costs[1].item() == pytest.approx(10 * (4 + 4), rel=1e-9)
+    assert costs[2].item() == pytest.approx(10 * (0.25 + 0.25), rel=1e-9)
 
 
 def test_the_penalty_reaches_the_critics_weights_also_where_it_has_no_slope():
@@ -755,6 +764,19 @@ def test_the_first_epoch_is_plain_and_the_critic_waits():
     assert (kept["critic.net.confidence"] != 1).any()  # observed all the same
     fitted(replace(SHORT, epochs=1, plain_epochs=0), rows(), store := Kept())
     assert "critic.optimiser.0.exp_avg" in load(store.bytes)
+
+
+def test_both_networks_are_drawn_by_he_and_the_critic_has_a_rate_of_its_own(monkeypatch):
+    told = []
+    monkeypatch.setattr(critic_file, "train", lambda *args: told.extend(args))
+    own = replace(SHORT, arch=MLP(width=400), critic_width=300, lr=0.1, critic_lr=0.2)
+    net = fitted(own, rows())
+    (player,) = told[-1].players.values()
+    for layer, inputs in ((net.fc2, 400), (player.net.second, 300)):
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / inputs), rel=0.03)
+    (group,) = player.optimiser.param_groups
+    assert (player.lr, group["lr"], group["betas"]) == (0.2, 0.2, (0.5, 0.999))
+    assert len(group["params"]) == 6
 
 
 @pytest.mark.parametrize("blamed", ["critic_lr", "lr"])
