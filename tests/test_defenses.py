@@ -225,8 +225,9 @@ def test_specs_are_found_without_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = (
-        "standard dropout at at-fgsm trades vat margin checkpoint average majority sklearn-mlp "
-        "sklearn-mlp-majority svm scd01 mlp01 bnn linear mlp lenet5 smallconv lenet simplenet"
+        "standard dropout at at-fgsm trades vat margin critic checkpoint average majority "
+        "sklearn-mlp sklearn-mlp-majority svm scd01 mlp01 bnn linear mlp lenet5 smallconv lenet "
+        "simplenet"
     )
     assert out.stdout.strip() == f"{names} False"
 

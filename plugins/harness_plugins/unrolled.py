@@ -29,12 +29,14 @@ def nearest_class(scores: Tensor, x: Tensor) -> Tensor:
 def reach(
     net: nn.Module, x: Tensor, goal: Tensor, confidence: Tensor, steps: int, overshoot: float
 ) -> Tensor:
-    """x + (1 + overshoot) Σ s_i r_i, images (n, …) that the net calls `goal` with the confidence.
+    """x + (1 + overshoot) Σ s_i r_i, images (n, c, h, w) that the net calls `goal` (n,) with the
+    confidence (n,), or that are on the way there after the last step.
 
     r_i is the attack's step at the point that was reached, which is a constant: gradients flow
-    into the weights, and into `confidence` (n,), through r_i and s_i, not through earlier steps.
+    into the weights, and into `confidence`, through r_i and s_i, not through earlier steps.
     s_i = Π_{k≤i} [p_k < confidence], p_k the probability of the goal before step k, is 1 until the
-    image has arrived; its slope is that of Π σ(confidence − p_k).
+    image has arrived; each factor has the slope of σ(confidence − p_k), which is the paper's
+    straight-through rounding of σ.
 
     An image that has arrived leaves: its later s_i are 0, and so are their slopes.
     """
@@ -47,7 +49,7 @@ def reach(
         wanted = confidence[rows]
         going = going * _positive(wanted - log_p.exp())
         r = step(log_p, gradient, wanted.log())
-        total = total.index_add(0, rows, r * going.view(-1, *[1] * (x.ndim - 1)))
+        total = total.index_add(0, rows, r * going.view(-1, 1, 1, 1))
         stays = (going.detach() > 0).nonzero()[:, 0]
         if not len(stays):
             break

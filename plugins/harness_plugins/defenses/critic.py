@@ -17,7 +17,9 @@ and the classifier, over the images whose label changed in the terms of x̂,
 
 where x_rec is the attack's way back from x̂, a constant, to ŷ(x) and the confidence there. The
 thesis prints (4.3) and (4.4) with the sign of the other player and the norm of (4.5) without its
-square; its code, and this, have them as above. The critic is gone after training.
+square; its code, and this, have them as above. Other than there, the confidences that adversarial
+images are to reach move once a batch; there, whenever the attack is evaluated, three times. The
+critic is gone after training.
 """
 
 from __future__ import annotations
@@ -76,11 +78,12 @@ class AdversaryCritic(Settings):
         return self.arch.build(info)
 
     def suspects(self) -> Mapping[str, float]:
-        return {"weight": self.weight, "cycle": self.cycle, "lr": self.lr}
+        rates = {"lr": self.lr, "critic_lr": self.critic_lr}
+        return {"weight": self.weight, "cycle": self.cycle, **rates}
 
     def fit(self, data: TrainingSet, run: Run) -> nn.Module:
         net = self.build(data.info)
-        critic = Critic(data.info, self.critic_width).to(run.device)
+        critic = Critic(data.info, self.critic_width)
         for network in (net, critic):
             draw(network)
         player = Player(
@@ -93,6 +96,9 @@ class AdversaryCritic(Settings):
 
 class Critic(nn.Module):
     """k verdicts on an image, logits (n, k): is it a real image of class k?
+
+    Two hidden layers of `width` leaky units. Noise is added to the image and to every hidden unit,
+    in eval mode too: two passes over the same images differ.
 
     It keeps for every class the classifier's running confidence in its images, from 1 on, which
     is the confidence that adversarial images are to reach.
