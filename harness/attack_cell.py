@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.api import Round
 from harness.bench import Bench, Result
 from harness.compatibility import inside
 from harness.craft import Assault, Victim, wanted_labels
@@ -19,6 +20,7 @@ from harness.options import Resolved
 from harness.outcome import Outcome
 from harness.plan import own_seed_points
 from harness.plugin import CORRUPTION
+from harness.predict import Predictor
 from harness.target import Ledger
 from harness.threat import Threat
 from harness.verify import ALONE, Samples, Verdict, judge, unstable
@@ -211,11 +213,54 @@ def _judged(
 ) -> tuple[Verdict, int]:
     """The verdict, in which images whose label depends on the batch are UNSTABLE, and how many."""
     verdict = judge(victim.predictor, part, x_adv, threat, eight_bit=eight_bit)
-    legal = (verdict.outcome == Outcome.ROBUST) | (verdict.outcome == Outcome.ADVERSARIAL)
-    shown = torch.where(legal.view(-1, 1, 1, 1), x_adv.detach(), part.x)
-    odd = unstable(victim.predictor, part, shown, verdict.label)
+    odd = unstable(victim.predictor, part, _shown(verdict, part, x_adv), verdict.label)
     verdict.outcome[odd] = Outcome.UNSTABLE
     return verdict, len(odd)
+
+
+def _shown(verdict: Verdict, part: Samples, x_adv: Tensor) -> Tensor:
+    """The images that were given labels: clean ones in the place of those that broke a rule."""
+    legal = (verdict.outcome == Outcome.ROBUST) | (verdict.outcome == Outcome.ADVERSARIAL)
+    return torch.where(legal.view(-1, 1, 1, 1), x_adv.detach(), part.x)
+
+
+@dataclass
+class Likeness:
+    """How much a round's substitute is like the judged model, on the attacked samples.
+
+    substitute: None where the round was made on the model itself: nothing is told then
+    same:       share of each eps's images that both give one label
+    """
+
+    substitute: Predictor | None
+    part: Samples
+    same: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, turn: Round, victim: Victim, part: Samples) -> Likeness:
+        if turn.substitute is None:
+            return cls(None, part)
+        judged = victim.predictor
+        return cls(Predictor(turn.substitute.eval(), judged.classes, judged.chunk), part)
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """The next eps's images, and the judged model's labels of them."""
+        if self.substitute is not None:
+            self.same.append(_share(self.substitute.labels(images, self.part.ids), labels))
+
+    def facts(self) -> dict[str, Any]:
+        if self.substitute is None:
+            return {}
+        own = self.substitute.labels(self.part.x, self.part.ids)
+        return {
+            "substitute_accuracy": _share(own, self.part.y),
+            "match_clean": _share(own, self.part.clean),
+            "match_adversarial": self.same,
+        }
+
+
+def _share(labels: Tensor, others: Tensor) -> float:
+    return (labels == others).double().mean().item() if len(labels) else math.nan
 
 
 def _stability(doubtful: int) -> dict[str, Any]:
@@ -261,7 +306,7 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
     columns, labels, infos, doubtful = None, [], [], 0
     try:
         for turn in rounds:
-            made = _columns(bench, samples)
+            made, likeness = _columns(bench, samples), Likeness.of(turn, assault.victim, part)
             for threat in grid:
                 x_adv, spent = assault.craft_on(turn, part, threat)
                 verdict, odd = _judged(
@@ -269,10 +314,12 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
                 )
                 doubtful = max(doubtful, odd)
                 made.add(rows, verdict, spent, x_adv)
+                likeness.add(_shown(verdict, part, x_adv), verdict.label)
             columns = made
             labels.append(made.arrays()["label"])
             info = {name: float(value) for name, value in turn.info.items()}
-            infos.append({**info, "queries": int(ledger.forward.sum())})
+            queries = int(ledger.forward.sum())
+            infos.append({**info, **likeness.facts(), "queries": queries})
     except BudgetSpent as error:
         if columns is None:
             raise PluginError(f"no round was prepared within the budget: {error}") from error

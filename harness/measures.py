@@ -71,6 +71,10 @@ class Figures:
     adds:        how much robust accuracy at the reference eps rises without this attack
     optimality:  `optimality`
     rounds:      `accuracy` after each round of a preparing attack
+    worst_round: the same of samples that are right after every round
+    learning:    after each round the queries so far and, of the substitute, the accuracy, and the
+                 shares of the clean images and of those at the reference eps that it labels as the
+                 model does; nan where there was none
     """
 
     accuracy: tuple[float, ...] = ()
@@ -88,6 +92,8 @@ class Figures:
     adds: float = NAN
     optimality: float = NAN
     rounds: tuple[tuple[float, ...], ...] = ()
+    worst_round: tuple[float, ...] = ()
+    learning: tuple[tuple[float, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,8 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
         invalid=float(np.count_nonzero(invalid)),
         unstable=float(np.count_nonzero(outcome == Outcome.UNSTABLE)),
         rounds=_rounds(arrays),
+        worst_round=_worst_round(arrays),
+        learning=tuple(_learnt(told, column) for told in _told(record)),
     )
     return Attacked(
         access=str(record.facts.get("access", "")),
@@ -254,7 +262,35 @@ def _queries(arrays: Arrays, column: int, right: Bools) -> tuple[float, float, f
 
 
 def _rounds(arrays: Arrays) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(accuracy) for accuracy in _right_by_round(arrays).mean(axis=1).tolist())
+
+
+def _worst_round(arrays: Arrays) -> tuple[float, ...]:
+    right = _right_by_round(arrays)
+    return tuple(right.all(axis=0).mean(axis=0).tolist()) if len(right) else ()
+
+
+def _right_by_round(arrays: Arrays) -> Bools:
+    """(rounds, n, columns)."""
     if "round_label" not in arrays:
-        return ()
-    right = arrays["round_label"] == arrays["y"][None, :, None]
-    return tuple(tuple(accuracy) for accuracy in right.mean(axis=1).tolist())
+        return np.zeros((0, *arrays["label"].shape), bool)
+    right: Bools = arrays["round_label"] == arrays["y"][None, :, None]
+    return right
+
+
+def _told(record: Record) -> Sequence[Mapping[str, Any]]:
+    """What the record's facts say of each round that its arrays have."""
+    n = len(record.arrays.get("round_label", ()))
+    told: list[Mapping[str, Any]] = record.facts.get("rounds", [])
+    return told if len(told) == n else [{}] * n
+
+
+def _learnt(told: Mapping[str, Any], column: int) -> tuple[float, float, float, float]:
+    """What a round's facts say; those of another harness's, or of none, are nan."""
+    match = told.get("match_adversarial", [])
+    return (
+        told.get("queries", NAN),
+        told.get("substitute_accuracy", NAN),
+        told.get("match_clean", NAN),
+        match[column] if match else NAN,
+    )

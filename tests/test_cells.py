@@ -115,11 +115,16 @@ def test_a_budget_stops_an_attack_and_its_closest_query_is_judged(tmp_path):
 
 
 def test_a_preparing_attack_leaves_rounds_and_its_seeds_are_not_evaluated(tmp_path):
-    ran = run(board_text(["tiny"], ["substitute", "ascend"], more=""), tmp_path)
-    record = ran.of("tiny", "substitute")
+    ran = run(board_text(["tiny"], ["student", "ascend"], more=""), tmp_path)
+    record = ran.of("tiny", "student")
     assert record.status == "ok", record.reason
     assert record.facts["access"] == "substitute"
-    assert [set(r) for r in record.facts["rounds"]] == [{"match", "queries"}] * 2
+    told = {"match", "queries", "substitute_accuracy", "match_clean", "match_adversarial"}
+    assert [set(r) for r in record.facts["rounds"]] == [told] * 2
+    wrong, right = record.facts["rounds"]  # the first substitute says one class whatever it sees
+    assert wrong["match_clean"] == np.mean(record.arrays["clean"] == record.arrays["clean"].max())
+    assert (right["match_clean"], right["match_adversarial"]) == (1.0, [1.0] * 3)
+    assert right["substitute_accuracy"] == np.mean(record.arrays["clean"] == record.arrays["y"])
     assert record.facts["rounds"][-1]["match"] == 1.0
     assert record.facts["preparation_queries"] == 12 + 2 * 24
     a = record.arrays
@@ -131,7 +136,7 @@ def test_a_preparing_attack_leaves_rounds_and_its_seeds_are_not_evaluated(tmp_pa
 
 def test_a_preparing_attack_may_run_out_of_queries(tmp_path):
     """12 queries name the seeds, 24 go to the first round: the second round is not reached."""
-    budgets = ["substitute:query_budget=40", "substitute:query_budget=20"]
+    budgets = ["student:query_budget=40", "student:query_budget=20"]
     ran = run(board_text(["tiny"], budgets), tmp_path)
     first = ran.of("tiny", budgets[0])
     assert (first.status, len(first.facts["rounds"])) == ("ok", 1)
@@ -334,7 +339,7 @@ def test_a_budget_is_each_samples_own_whatever_the_batch(tmp_path):
 
 
 def test_rounds_draw_from_seeded_globals_and_judging_is_under_no_budget(tmp_path):
-    attacks = ["substitute:chance=true", "substitute:direct=true,query_budget=40"]
+    attacks = ["student:chance=true", "student:direct=true,query_budget=40"]
     text = board_text(["tiny"], attacks)
     first, second = (run(text, tmp_path / f, force=True) for f in "ab")
     a, b = (r.of("tiny", attacks[0]) for r in (first, second))
@@ -351,7 +356,7 @@ def test_rounds_draw_from_seeded_globals_and_judging_is_under_no_budget(tmp_path
         ("tiny", "unjudged", True),
         ("noisy", "unjudged", False),
         ("stepped", "unjudged:gradient=bpda", False),
-        ("tiny", "substitute:attack=unjudged", False),
+        ("tiny", "student:attack=unjudged", False),
         ("tiny", "borrowed:attack=unjudged", False),
     ],
 )
@@ -386,7 +391,7 @@ def test_restarts_through_a_surrogate_ask_the_model_that_is_judged(tmp_path):
 
 def test_seed_points_of_one_attack_change_no_other_cells_key(tmp_path):
     one = run(board_text(["tiny"], ["ascend"]), tmp_path / "a")
-    two = run(board_text(["tiny"], ["ascend", "substitute"]), tmp_path / "b")
+    two = run(board_text(["tiny"], ["ascend", "student"]), tmp_path / "b")
     assert one.records.keys() < two.records.keys()
 
 

@@ -606,7 +606,9 @@ def test_rounds_of_a_preparing_attack_are_a_trajectory():
     trajectory = [[[0, 0], [0, 1]], [[1, 1], [0, 1]]]
     label = [[1, 0], [1, 1]]
     board.attack("A", "pgd", [0, 0], ["Ar", "AA"], label, [[0.1] * 2] * 2, round_label=trajectory)
-    assert cell(board, "A", "pgd").figures.rounds == ((1.0, 0.5), (0.5, 0.0))
+    figures = cell(board, "A", "pgd").figures
+    assert figures.rounds == ((1.0, 0.5), (0.5, 0.0))
+    assert figures.worst_round == (0.5, 0.0)
 
 
 def test_costs_are_summed_over_seeds_with_those_of_failures():

@@ -43,7 +43,7 @@ FIT, ASCEND = "fit tiny seed 0", "ascend on tiny Linf seed 0"
 @pytest.mark.parametrize(
     ("models", "attacks", "norm", "more"),
     [
-        (["tiny", "noisy"], ["ascend", "wander:restarts=2", "substitute", "borrowed"], "Linf", ""),
+        (["tiny", "noisy"], ["ascend", "wander:restarts=2", "student", "borrowed"], "Linf", ""),
         (["tiny"], ["shortest", "ascend:target=next"], "L2", ""),
         (["tiny"], ["ascend"], "L1", "all_samples = true"),
         (["batchy"], ["wander"], "Linf", ""),

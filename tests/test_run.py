@@ -112,7 +112,7 @@ def test_a_record_of_other_weights_is_stale(tmp_path):
 
 
 def test_processes_give_the_same_bits_as_one(tmp_path):
-    text = board_text(["tiny", "noisy"], ["ascend", "substitute", "alone", "borrowed"])
+    text = board_text(["tiny", "noisy"], ["ascend", "student", "alone", "borrowed"])
     one = run(text, tmp_path / "one")
     two = run(text, tmp_path / "two", executor=Process(2))
     assert one.records.keys() == two.records.keys()
@@ -141,8 +141,8 @@ def test_a_hanging_and_a_dying_cell_cost_themselves_alone(tmp_path):
 
 
 def test_numbers_that_cannot_be_kept_fail_their_cell_alone(tmp_path):
-    ran = run(board_text(["tiny"], ["substitute:tell_nan=true", "wander"]), tmp_path)
-    record = ran.of("tiny", "substitute:tell_nan=true")
+    ran = run(board_text(["tiny"], ["student:tell_nan=true", "wander"]), tmp_path)
+    record = ran.of("tiny", "student:tell_nan=true")
     assert record.status == "failed"
     assert "nan" in record.reason
     assert ran.of("tiny", "wander").status == "ok"
@@ -164,7 +164,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(tmp_path):
     """SIGKILL (and now and then Ctrl-C) at random instants of whole runs, ten times and more;
     then a run to the end, whose table is an uninterrupted run's, byte by byte."""
     text = board_text(
-        ["tiny", "noisy", "stepped"], ["ascend:restarts=3", "wander", "substitute"],
+        ["tiny", "noisy", "stepped"], ["ascend:restarts=3", "wander", "student"],
         core=["wander"], more="seeds = [0, 1]",
     ).replace("limit = 20", "limit = 10")  # fmt: skip
 

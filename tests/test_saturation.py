@@ -254,8 +254,8 @@ def test_of_a_model_inside_another_it_is_the_outer_ones():
     """The inner recipe is trained by the outer model: nothing would heed the option."""
     catalogue = discover()
     for option in ("noise=0.1", "saturate=4"):
-        selection = parse_selection(f"substitute:recipe=(tiny:{option})", "t")
-        entry = catalogue.attack("substitute")
+        selection = parse_selection(f"student:recipe=(tiny:{option})", "t")
+        entry = catalogue.attack("student")
         with pytest.raises(UsageError, match="noise and saturate belong to the model that it is"):
             resolve(selection, entry, AttackOptions, catalogue, "t")
 

@@ -124,6 +124,23 @@ def _details(cell: AttackCell) -> Cells:
     )
 
 
+def rounds(table: Table) -> Grid:
+    """A preparing attack round by round: what its substitute had learnt, and accuracy at each eps;
+    then that of the samples that no round broke."""
+    header = ("Model", "Attack", "Round", "Queries", "Substitute", "Match", "Match (adversarial)")
+    rows: list[Cells] = []
+    for row in table.rows:
+        for cell in row.cells:
+            f, name = cell.figures, (plain(row.model), plain(cell.attack))
+            for i, accuracy in enumerate(f.rounds):
+                queries, *shares = f.learning[i]
+                told = (str(i + 1), count(queries), *map(percent, shares))
+                rows.append((*name, *told, *map(percent, accuracy)))
+            if f.rounds:
+                rows.append((*name, "worst", *[NONE] * 4, *map(percent, f.worst_round)))
+    return Grid(header + _budgets(table), "ll" + "r" * (5 + len(table.threat.eps)), tuple(rows))
+
+
 def optimality(table: Table) -> Grid:
     """Each attack's optimality, mean over the models where it is defined."""
     pairs = zip(table.attacks, table.optimality, strict=True)

@@ -141,6 +141,15 @@ def _threat(board: Leaderboard, table: Table) -> Iterator[str]:
     if (pool := grids.optimality(table)).rows:
         yield "Mean optimality over the models:"
         yield _draw(pool)
+    if (course := grids.rounds(table)).rows:
+        yield f"### {threat.norm}: round by round"
+        yield (
+            "Accuracy of the adversarial images after each round, as papers report it, and "
+            "of the samples that no round broke (worst). Of the substitute: its accuracy, and the "
+            "shares of the clean images, and of the adversarial ones at the reference ε, to which "
+            "it gives the model's own label."
+        )
+        yield _draw(course)
     if (beside := grids.published(board, table)).rows:
         yield f"### {threat.norm}: beside published figures"
         yield _draw(beside)

@@ -11,6 +11,7 @@ from harness.standings import AttackCell, CorruptionTable, Curve, Row, Table
 
 CORE, ALL = "(core)", "(all)"
 NOWHERE = ("", NAN)  # the eps of a measure that has none
+LEARNT = ("queries", "substitute_accuracy", "match_clean", "match_adversarial")
 FIGURES = (
     "success",
     "mean_distance",
@@ -112,9 +113,15 @@ def _cell(table: Table, subject: Subject, cell: AttackCell) -> Iterator[Tidy]:
     yield _tidy(subject, _eps(table, table.at), "robust_accuracy_8bit", _value(cell.eight))
     named = [("adversarial_accuracy", cell.figures.accuracy)]
     named += [(f"round_{i + 1}_accuracy", a) for i, a in enumerate(cell.figures.rounds)]
+    if cell.figures.rounds:
+        named.append(("worst_round_accuracy", cell.figures.worst_round))
     for measure, accuracies in named:
         for i, value in enumerate(accuracies):
             yield _tidy(subject, _eps(table, i), measure, Value(value, seeds=seeds))
+    for i, learnt in enumerate(cell.figures.learning):
+        for measure, value in zip(LEARNT, learnt, strict=True):
+            name = f"round_{i + 1}_{measure}"
+            yield _tidy(subject, NOWHERE, name, Value(value, seeds=seeds))
     for measure in FIGURES:
         value = getattr(cell.figures, measure)
         yield _tidy(subject, NOWHERE, measure, Value(value, seeds=seeds))

@@ -42,7 +42,7 @@ def harness_attacks():
     yield AttackSpec("greedy", "testkit_parts:Greedy", norms=ALL, needs="labels")
     yield AttackSpec("shortest", "testkit_parts:Shortest", norms=("L2",), kind="minimum-norm")
     yield AttackSpec(
-        "substitute",
+        "student",
         "testkit_parts:Substitute",
         norms=("Linf",),
         needs="labels",

@@ -192,8 +192,19 @@ _TRANSFER = AttackSpec(
     needs="labels",
     like="attack",
 )
+_SUBSTITUTE = AttackSpec(
+    "substitute",
+    "harness_plugins.attacks.substitute:Substitute",
+    summary="made on a network that has learnt the target's labels",
+    paper="arXiv:1602.02697",
+    norms=NORMS,
+    needs="labels",
+    prepares=True,
+    seed_points=200,
+    like="attack",
+)
 
 
 @hookimpl
 def harness_attacks() -> Iterator[AttackSpec]:
-    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_NOISE, *_STRUCTURE, _TRANSFER)
+    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_NOISE, *_STRUCTURE, _TRANSFER, _SUBSTITUTE)
