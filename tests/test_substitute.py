@@ -208,7 +208,7 @@ def slope(module, x, y):
 def test_a_model_of_the_project_learns_anew_from_points_in_the_box():
     target = Asked(Halves())
     attack = Substitute(model=SCD01(iterations=60, features=4), attack=FGSM(), rounds=3, step=0.5)
-    made = rounds(attack, target, seeds())
+    made = rounds(attack, target, seeds(200))
     everything = torch.cat(target.points)
     assert (everything.min() >= 0) & (everything.max() <= 1)
     x = seeds(200, seed=2)
@@ -222,7 +222,7 @@ def test_a_model_of_the_project_learns_anew_from_points_in_the_box():
         assert torch.equal(slope(turn.substitute, x, y), wanted * (1 - 2 * y).view(-1, 1, 1, 1))
     assert len({id(turn.substitute) for turn in made}) == 3
     first = made[0].substitute(x).argmax(1)  # later points are in the corners of the box
-    assert (first == Halves()(x).argmax(1)).float().mean() > 0.8
+    assert (first == Halves()(x).argmax(1)).float().mean() > 0.9
 
 
 def test_a_model_with_gradients_is_followed_itself():
