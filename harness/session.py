@@ -242,8 +242,13 @@ def load_data(
 
 
 def read_data(dataset: Resolved, data_dir: Path | None) -> Splits:
-    """What the data set's `load` gives. Whatever else it does is its own fault: PluginError."""
+    """What the data set's `load` gives. Whatever else it does is its own fault: PluginError.
+
+    Raises UsageError, with the pip command, where what the data set requires is not installed.
+    """
     entry = dataset.entry
+    if dataset.lacks:
+        raise UsageError(dataset.lacks)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             splits = dataset.component.load(Files(data_dir, entry.spec.name, entry.spec.downloads))
