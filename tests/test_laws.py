@@ -38,6 +38,7 @@ REACH: dict[tuple[str, str], float] = {
 
 # What the laws that are not about strength run: the same code in fewer steps.
 QUICK = {
+    "square": "square:steps=60",
     "cw": "cw:steps=50,search_steps=6",
     "daa": "daa:steps=20,particles=3",
     "ddn": "ddn:steps=20",
