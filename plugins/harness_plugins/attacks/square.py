@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -49,68 +51,101 @@ class Square:
         search = Search(target, x, y, LOSSES[self.loss], until_fooled=target.judged)
         if len(search):
             search.ask(moves.start(search.x, rng.at(search.rows)))
-        draws = Draws.none()
-        for step in range(self.steps - 1):
+        for part, steps in blocks(self.p, self.steps):
             if not len(search):
                 break
-            if step % BLOCK == 0:
-                draws = Draws.of(rng, search.rows, x.shape[1])
-            side = moves.side(share(self.p, step, self.steps), *x.shape[2:])
-            draw = draws.at(search.rows, step % BLOCK)
-            search.ask(moves.step(search.x, search.x_adv, draw, side))
+            side = moves.side(part, *x.shape[2:])
+            block = Block.drawn(rng, search.rows, x, (side, steps))
+            for turn in range(steps):
+                if not len(search):
+                    break
+                search.ask(moves.step(search.x, search.x_adv, block.at(search.rows, turn)))
         return search.result()
 
 
 def share(p: float, step: int, steps: int) -> float:
     """The share of the pixels that a square covers at this step, halved again and again."""
-    return p / 2 ** bisect_left(HALVED, step * 10_000 // steps)
+    return p / 2.0 ** bisect_left(HALVED, step * 10_000 // steps)
+
+
+def blocks(p: float, steps: int) -> Iterator[tuple[float, int]]:
+    """The schedule, without the start, in runs of one share and at most BLOCK steps: the share, and
+    how many."""
+    for part, run in groupby(share(p, step, steps) for step in range(steps - 1)):
+        count = len(list(run))
+        yield from ((part, min(BLOCK, count - done)) for done in range(0, count, BLOCK))
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Each sample's random numbers for one step, or for a block of them.
+class Block:
+    """Each sample's random squares and signs for t steps, drawn at once.
 
-    rows:  the samples that they were drawn for, ascending, (n,)
-    place: uniform numbers (n, 5) or (n, BLOCK, 5): two squares' places, and a choice
-    code:  integers below 2^c, one bit for each channel, (n,) or (n, BLOCK)
-    other: such integers, but not 0
+    rows:    the samples that they were drawn for, ascending, (n,)
+    corners: upper left pixels of two squares, row and column of each, (n, t, 4)
+    signs:   ±1 for each channel, (n, t, c)
+    others:  such signs again, all but those, (n, t, c)
+    choice:  0 or 1, (n, t)
     """
 
+    side: int
     rows: Tensor
-    place: Tensor
-    code: Tensor
-    other: Tensor
+    corners: Tensor
+    signs: Tensor
+    others: Tensor
+    choice: Tensor
 
     @classmethod
-    def none(cls) -> Draws:
-        return cls(*[torch.empty(0)] * 4)
+    def drawn(cls, rng: Rng, rows: Tensor, x: Tensor, extent: tuple[int, int]) -> Block:
+        """For images like x; extent: side and steps."""
+        few, (side, steps) = rng.at(rows), extent
+        channels, height, width = x.shape[1:]
+        room = torch.tensor([height - side + 1, width - side + 1] * 2, device=x.device)
+        corners = (few.uniform(steps, 4) * room).long()
+        code = few.integers(2 * 2**channels, steps)
+        differs = 1 + few.integers(2**channels - 1, steps)
+        signs, others = (_signs(c, channels).to(x) for c in (code, code ^ differs))
+        return cls(side, rows, corners, signs, others, code >> channels)
 
-    @classmethod
-    def of(cls, rng: Rng, rows: Tensor, channels: int) -> Draws:
-        few = rng.at(rows)
-        place, code = few.uniform(BLOCK, 5), few.integers(2**channels, BLOCK)
-        return cls(rows, place, code, 1 + few.integers(2**channels - 1, BLOCK))
-
-    def at(self, rows: Tensor, turn: int) -> Draws:
-        """Those of one step, for samples that are still there."""
-        slot = torch.searchsorted(self.rows, rows)
-        return Draws(rows, self.place[slot, turn], self.code[slot, turn], self.other[slot, turn])
-
-    def corner(self, which: int, side: int, shape: torch.Size) -> Tensor:
-        """The upper left pixel of the first or the second square, row and column, (n, 2)."""
-        height, width = shape[2:]
-        u = self.place[:, 2 * which : 2 * which + 2]
-        room = torch.tensor([height - side + 1, width - side + 1], device=u.device)
-        return (u * room).long()
+    def at(self, rows: Tensor, turn: int) -> Draw:
+        """Those of one step, for the samples that are still there."""
+        parts = [v[:, turn] for v in (self.corners, self.signs, self.others, self.choice)]
+        if len(rows) < len(self.rows):
+            slot = torch.searchsorted(self.rows, rows)
+            parts = [part[slot] for part in parts]
+        corners, signs, others, choice = parts
+        return Draw(self.side, corners, signs[:, :, None], others[:, :, None], choice)
 
 
-def square(corner: Tensor, side: int, shape: torch.Size) -> Tensor:
-    """Positions of a square's pixels in an image's h · w, for all its channels: (n, c, side²)."""
-    width = shape[3]
-    steps = torch.arange(side, device=corner.device)
-    offsets = (steps[:, None] * width + steps).view(1, 1, -1)
-    first = corner[:, 0] * width + corner[:, 1]
-    return (first[:, None, None] + offsets).expand(-1, shape[1], -1)
+def _signs(code: Tensor, channels: int) -> Tensor:
+    """±1 for each channel, (…, c): + where its bit of the code is 1."""
+    return 2 * ((code[..., None] >> torch.arange(channels, device=code.device)) & 1) - 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One step of a block: corners (n, 4), signs and others (n, c, 1), choice (n,)."""
+
+    side: int
+    corners: Tensor
+    signs: Tensor
+    others: Tensor
+    choice: Tensor
+
+    def square(self, which: int, x: Tensor) -> Tensor:
+        """Positions of its pixels in the h · w of an image like x, for all its channels:
+        (n, c, side²)."""
+        width = x.shape[3]
+        steps = torch.arange(self.side, device=x.device)
+        offsets = (steps[:, None] * width + steps).flatten()
+        first = self.corners[:, 2 * which] * width + self.corners[:, 2 * which + 1]
+        return (first[:, None] + offsets)[:, None].expand(-1, x.shape[1], -1)
+
+    def apart(self) -> Tensor:
+        """Which pixels of the second square are not in the first, bool (n, 1, side²)."""
+        steps = torch.arange(self.side, device=self.corners.device)
+        offset = (self.corners[:, 2:] - self.corners[:, :2])[:, :, None] + steps
+        within = (offset >= 0) & (offset < self.side)
+        return ~(within[:, 0, :, None] & within[:, 1, None, :]).flatten(1)[:, None]
 
 
 class Moves(Protocol):
@@ -124,7 +159,7 @@ class Moves(Protocol):
         """The side of a square that covers this part of the image."""
         ...
 
-    def step(self, x: Tensor, x_adv: Tensor, draw: Draws, side: int) -> Tensor:
+    def step(self, x: Tensor, x_adv: Tensor, draw: Draw) -> Tensor:
         """The next proposals."""
         ...
 
@@ -137,29 +172,24 @@ class Corners:
 
     def start(self, x: Tensor, rng: Rng) -> Tensor:
         """Vertical stripes."""
-        return self._end(x, 2 * rng.integers(2, x.shape[1], 1, x.shape[3]).to(x) - 1)
+        return self._ends(x, rng.integers(2, x.shape[1], 1, x.shape[3]) > 0)
 
     def side(self, part: float, height: int, width: int) -> int:
         return min(max(round(math.sqrt(part * height * width)), 1), height, width)
 
-    def step(self, x: Tensor, x_adv: Tensor, draw: Draws, side: int) -> Tensor:
+    def step(self, x: Tensor, x_adv: Tensor, draw: Draw) -> Tensor:
         """One sign for each channel of the square, drawn among those that change the image."""
-        where = square(draw.corner(0, side, x.shape), side, x.shape)
-        clean, now = (v.flatten(2).gather(2, where) for v in (x, x_adv))
-        signs = _signs(draw.code, x)
-        same = (self._end(clean, signs) == now).flatten(1).all(dim=1)[:, None, None]
-        signs = torch.where(same, -signs * _signs(draw.other, x), signs)
-        moved = x_adv.flatten(2).scatter(2, where, self._end(clean, signs))
-        return moved.view(x.shape)
+        square = draw.square(0, x)
+        clean, now = (v.flatten(2).gather(2, square) for v in (x, x_adv))
+        tried = self._ends(clean, draw.signs > 0)
+        same = (tried == now).flatten(1).all(dim=1)[:, None, None]
+        moved = torch.where(same, self._ends(clean, draw.others > 0), tried)
+        return x_adv.flatten(2).scatter(2, square, moved).view(x.shape)
 
-    def _end(self, x: Tensor, signs: Tensor) -> Tensor:
-        return self.threat.project(torch.add(x, signs, alpha=self.threat.eps), x)
-
-
-def _signs(code: Tensor, like: Tensor) -> Tensor:
-    """±1 for each channel, (n, c, 1): + where its bit of the code is 1."""
-    bits = (code[:, None] >> torch.arange(like.shape[1], device=code.device)) & 1
-    return (2 * bits - 1).to(like)[:, :, None]
+    def _ends(self, x: Tensor, up: Tensor) -> Tensor:
+        high = (x + self.threat.eps).clamp_max(self.threat.high)
+        low = (x - self.threat.eps).clamp_min(self.threat.low)
+        return torch.where(up, high, low)
 
 
 @dataclass(frozen=True)
@@ -196,32 +226,22 @@ class Bumps:
         side = max(round(math.sqrt(part * height * width)), 3)
         return min(side + 1 - side % 2, height, width)
 
-    def step(self, x: Tensor, x_adv: Tensor, draw: Draws, side: int) -> Tensor:
+    def step(self, x: Tensor, x_adv: Tensor, draw: Draw) -> Tensor:
         """Algorithm 3: the length that both squares hold in a channel, and a channel's share of
         what is left of eps, go to a bump added to what the first square holds."""
-        corners = [draw.corner(i, side, x.shape) for i in (0, 1)]
-        first, second = (square(corner, side, x.shape) for corner in corners)
+        first, second = draw.square(0, x), draw.square(1, x)
         flat, now = x.flatten(2), x_adv.flatten(2)
         clean, cleared = flat.gather(2, first), flat.gather(2, second)
         held = now.gather(2, first) - clean
-        other = (now.gather(2, second) - cleared) * _apart(*corners, side).to(x)
+        other = (now.gather(2, second) - cleared) * draw.apart()
         left = self.reach**2 - (x_adv - x).flatten(1).square().sum(dim=1)[:, None, None]
         length = (left / x.shape[1] + _squares(held) + _squares(other)).clamp_min(0).sqrt()
-        choice = (draw.place[:, 4] < 0.5).long()
-        bump = bumps(side).to(x).flatten(1)[choice][:, None] * _signs(draw.code, x)
+        bump = bumps(draw.side).to(x).flatten(1)[draw.choice][:, None] * draw.signs
         moved = self._boxed(clean + length * _unit(bump + _unit(held)))
         return now.scatter(2, second, cleared).scatter_(2, first, moved).view(x.shape)
 
     def _boxed(self, x_adv: Tensor) -> Tensor:
         return x_adv.clamp(self.threat.low, self.threat.high)
-
-
-def _apart(first: Tensor, second: Tensor, side: int) -> Tensor:
-    """Which pixels of the second square are not in the first, bool (n, 1, side²)."""
-    steps = torch.arange(side, device=first.device)
-    offset = (second - first)[:, :, None] + steps  # of rows and columns, counted in the first
-    within = (offset >= 0) & (offset < side)
-    return ~(within[:, 0, :, None] & within[:, 1, None, :]).flatten(1)[:, None]
 
 
 def _squares(v: Tensor) -> Tensor:
