@@ -170,18 +170,40 @@ def test_in_l2_every_query_uses_all_of_eps_inside_the_box_and_no_more_anywhere()
                 assert (distance >= 0.4 * (1 - 1e-5)).all()
 
 
+def sides_of(steps):
+    """Of each step on 12 × 12 pixels."""
+    return [Bumps(L2).side(p, 12, 12) for p, count in blocks(0.8, steps) for _ in range(count)]
+
+
 def test_two_squares_give_what_they_hold_to_the_first():
     """Outside of both nothing changes; the second, where it is not in the first, is as in x."""
     x, recorder = grey(8, shape=(1, 12, 12)), Recorder()
     Square(steps=60)(judged(recorder, 8, 2), x, torch.zeros(8).long(), L2, draws(8))
     start, *proposals = recorder.asked
-    sides = [Bumps(L2).side(part, 12, 12) for part, count in blocks(0.8, 60) for _ in range(count)]
-    for side, proposal in zip(sides, proposals, strict=True):
+    for side, proposal in zip(sides_of(60), proposals, strict=True):
         moved = (proposal != start).flatten(1).sum(dim=1)
         cleared = ((proposal == x) & (start != x)).flatten(1).sum(dim=1)
         assert (moved <= 2 * side**2).all()
         assert (moved - cleared <= side**2).all()
         assert (moved - cleared > side**2 / 2).all()
+
+
+def test_what_the_box_cut_off_is_made_up_for_where_there_is_room():
+    """The left half is black, which half of all bumps cannot darken. A bump in the right half gets
+    what that leaves of eps."""
+    x, recorder = grey(8, shape=(1, 12, 12)), Recorder()
+    x[..., :6] = 0.0
+    threat = Threat("L2", 0.4)
+    Square(steps=60)(judged(recorder, 8, 2), x, torch.zeros(8).long(), threat, draws(8))
+    start, *proposals = recorder.asked
+    assert (threat.distance(start, x) < 0.35).all()
+    right = 0
+    for side, proposal in zip(sides_of(60), proposals, strict=True):
+        bump = (proposal != start) & (proposal != x)
+        there = bump[..., 6:].flatten(1).sum(dim=1) == side**2  # all of it
+        right += int(there.sum())
+        assert (threat.distance(proposal, x)[there] >= 0.4 * (1 - 1e-5)).all()
+    assert right > 50
 
 
 @CLOSE
