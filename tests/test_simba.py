@@ -82,10 +82,12 @@ def test_directions_that_the_box_bars_cost_nothing():
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100])
-def test_steps_bound_queries_and_distance(steps):
+def test_steps_bound_queries_and_distance_inside_the_box(steps):
     net, x = small(features=64), corners(12)
-    y, target = net(x).argmax(dim=1), judged(net, 12)
+    y, recorder = net(x).argmax(dim=1), Recorder(net)
+    target = judged(recorder, 12)
     x_adv = SimBA(steps=steps, step=0.3)(target, x, y, WIDE, draws(12))
+    assert all(asked.min() >= 0 and asked.max() <= 1 for asked in recorder.asked)
     assert target.ledger.forward.max() <= 1 + 2 * min(steps, 36)
     assert (WIDE.distance(x_adv, x) <= 0.3 * math.sqrt(steps) + 1e-6).all()
     moved = (x_adv != x).flatten(1).any(dim=1)

@@ -188,10 +188,11 @@ def test_two_squares_give_what_they_hold_to_the_first():
         assert (moved - cleared > side**2 / 2).all()
 
 
-def test_what_the_box_cut_off_is_made_up_for_where_there_is_room():
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_the_box_cut_off_is_made_up_for_where_there_is_room(channels):
     """The left half is black, which half of all bumps cannot darken. A bump in the right half gets
     what that leaves of eps."""
-    x, recorder = grey(8, shape=(1, 12, 12)), Recorder()
+    x, recorder = grey(8, shape=(channels, 12, 12)), Recorder()
     x[..., :6] = 0.0
     threat = Threat("L2", 0.4)
     Square(steps=60)(judged(recorder, 8, 2), x, torch.zeros(8).long(), threat, draws(8))
@@ -200,9 +201,11 @@ def test_what_the_box_cut_off_is_made_up_for_where_there_is_room():
     right = 0
     for side, proposal in zip(sides_of(60), proposals, strict=True):
         bump = (proposal != start) & (proposal != x)
-        there = bump[..., 6:].flatten(1).sum(dim=1) == side**2  # all of it
+        there = bump[..., 6:].flatten(1).sum(dim=1) == channels * side**2  # all
         right += int(there.sum())
-        assert (threat.distance(proposal, x)[there] >= 0.4 * (1 - 1e-5)).all()
+        distance = threat.distance(proposal, x)
+        assert (distance[there] >= 0.4 * (1 - 1e-5)).all()
+        assert (distance <= 0.4).all()
     assert right > 50
 
 
