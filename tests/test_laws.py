@@ -34,7 +34,7 @@ REACH: dict[tuple[str, str], float] = {
     ("sparsefool", "L1"): 1.1,
     ("lbfgs", "L2"): 1.25,  # descends the loss to all classes, not to the nearest
     ("ddn", "L2"): 1.25,
-    ("simba", "L2"): 4.0,  # k random entries of d, alike: some √(d/k) times the optimum, and overshoot
+    ("simba", "L2"): 4.0,  # k random ones of d entries, alike: some √(d/k) of the optimum
     ("square", "L2"): 0.5,  # no square is smaller than 3 × 3, which is most of these images
 }
 
