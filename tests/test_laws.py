@@ -34,10 +34,13 @@ REACH: dict[tuple[str, str], float] = {
     ("sparsefool", "L1"): 1.1,
     ("lbfgs", "L2"): 1.25,  # descends the loss to all classes, not to the nearest
     ("ddn", "L2"): 1.25,
+    ("simba", "L2"): 4.0,  # k random ones of d entries, alike: some √(d/k) of the optimum
+    ("square", "L2"): 0.5,  # no square is smaller than 3 × 3, which is most of these images
 }
 
 # What the laws that are not about strength run: the same code in fewer steps.
 QUICK = {
+    "square": "square:steps=60",
     "cw": "cw:steps=50,search_steps=6",
     "daa": "daa:steps=20,particles=3",
     "ddn": "ddn:steps=20",

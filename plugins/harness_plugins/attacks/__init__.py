@@ -183,6 +183,25 @@ _STRUCTURE = (
     ),
 )
 
+_SCORES = (
+    AttackSpec(
+        "square",
+        "harness_plugins.attacks.square:Square",
+        summary="random search: small squares to the ends of the ball, by scores",
+        paper="arXiv:1912.00049",
+        norms=("Linf", "L2"),
+        needs="scores",
+    ),
+    _minimum(
+        "simba",
+        "harness_plugins.attacks.simba:SimBA",
+        summary="one pixel after the other, by scores",
+        paper="arXiv:1905.07121",
+        norms=("L2",),
+        needs="scores",
+    ),
+)
+
 _TRANSFER = AttackSpec(
     "transfer",
     "harness_plugins.attacks.transfer:Transfer",
@@ -207,4 +226,5 @@ _SUBSTITUTE = AttackSpec(
 
 @hookimpl
 def harness_attacks() -> Iterator[AttackSpec]:
-    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_NOISE, *_STRUCTURE, _TRANSFER, _SUBSTITUTE)
+    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_NOISE, *_STRUCTURE, *_SCORES)
+    yield from (_TRANSFER, _SUBSTITUTE)
