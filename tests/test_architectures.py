@@ -244,3 +244,15 @@ def test_rows_do_not_depend_on_the_batch(name):
     x = torch.rand(40, 1, 28, 28)
     for many, few in zip(scores_and_gradient(x), scores_and_gradient(x[16:24]), strict=True):
         assert torch.equal(many[16:24], few)
+
+
+@pytest.mark.parametrize("arch", [MLP(width=400, init="he"), LeNet5(init="he")])
+def test_hes_weights_are_normal_with_variance_two_over_fan_in(arch):
+    torch.manual_seed(0)
+    for layer in arch.build(Info((1, 28, 28), 10, 0)):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            weights, fan_in = layer.weight.detach().flatten(), layer.weight[0].numel()
+            spread = (2 / fan_in) ** 0.5
+            assert weights.std().item() == pytest.approx(spread, rel=0.08)
+            assert weights.abs().max() > 2.2 * spread  # a uniform one ends at 1.7
+            assert not layer.bias.any()

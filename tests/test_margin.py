@@ -197,7 +197,7 @@ def test_a_linear_network_becomes_the_support_vector_machine():
     assert agree.mean() >= 0.98
 
 
-@pytest.mark.parametrize("arch", [MLP(width=20, depth=3), LeNet5()], ids=["mlp", "lenet5"])
+@pytest.mark.parametrize("arch", [MLP(width=30, depth=2), LeNet5()], ids=["mlp", "lenet5"])
 @pytest.mark.parametrize("sensitivity", ["L2", "L1"])
 def test_training_makes_the_network_less_sensitive(arch, sensitivity):
     rng = torch.Generator().manual_seed(0)
@@ -207,7 +207,8 @@ def test_training_makes_the_network_less_sensitive(arch, sensitivity):
     data = TrainingSet(Info((1, 16, 16), 3, 60), x, y)
     found, weight = {}, 0.1 if sensitivity == "L2" else 0.03
     for c in (0.0, weight):
-        model = MarginMaximization(arch=arch, sensitivity=sensitivity, C=c, epochs=12, batch=20)
+        torch.manual_seed(0)  # the weights that both begin with
+        model = MarginMaximization(arch=arch, sensitivity=sensitivity, C=c, epochs=40, batch=20)
         net = model.fit(data, Run(0, CPU))
         z = x.clone().requires_grad_()
         found[c] = steepest(net(z), z, y, sensitivity).mean().item()

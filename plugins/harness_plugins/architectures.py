@@ -25,9 +25,11 @@ from torch.nn import functional
 
 from harness.api import Info
 from harness.errors import PluginError
+from harness.plugin import Added
 
 Layer = tuple[str, nn.Module]
 Activation = Literal["relu", "tanh", "sigmoid"]
+Init = Literal["glorot", "he"]
 
 ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -62,11 +64,13 @@ class MLP:
     width:      units of a hidden layer
     depth:      hidden layers
     activation: what follows each of them
+    init:       glorot, or he: He et al.'s normal distribution (2015, arXiv:1502.01852, eq. 10)
     """
 
     width: Annotated[int, Ge(1)] = 200
     depth: Annotated[int, Ge(1)] = 2
     activation: Activation = "relu"
+    init: Annotated[Init, Added()] = "glorot"
 
     def build(self, info: Info, dropout: float = 0.0) -> nn.Module:
         layers: list[Layer] = [("flatten", nn.Flatten())]
@@ -78,7 +82,8 @@ class MLP:
                 *_dropout(i, dropout),
             ]
             inputs = self.width
-        return _net(*layers, (f"fc{self.depth + 1}", nn.Linear(inputs, info.classes)))
+        head = (f"fc{self.depth + 1}", nn.Linear(inputs, info.classes))
+        return _net(*layers, head, draw=DRAWS[self.init])
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,11 @@ class LeNet5:
     The plan is LeCun et al.'s (1998, Proc. IEEE 86(11)), the widths are those usual for MNIST in
     robustness papers. Images must be 16×16 or larger. Dropout: after the second pool and after
     the 512 units.
+
+    init: as of `mlp`
     """
+
+    init: Annotated[Init, Added()] = "glorot"
 
     def build(self, info: Info, dropout: float = 0.0) -> nn.Module:
         channels, height, width = info.shape
@@ -111,6 +120,7 @@ class LeNet5:
             ("relu3", nn.ReLU()),
             *_dropout(2, dropout),
             ("fc2", nn.Linear(512, info.classes)),
+            draw=DRAWS[self.init],
         )
 
 
@@ -355,11 +365,22 @@ def _uniform(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.xavier_uniform_(layer.weight)
 
 
+def he_normal(layer: nn.Linear | nn.Conv2d) -> None:
+    """He et al.'s normal distribution (2015, arXiv:1502.01852, eq. 10), by fan-in."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+
 def _normal(layer: nn.Linear | nn.Conv2d) -> None:
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     else:
         nn.init.xavier_normal_(layer.weight)
+
+
+DRAWS: Mapping[Init, Callable[[nn.Linear | nn.Conv2d], None]] = {
+    "glorot": _uniform,
+    "he": he_normal,
+}
 
 
 def _net(*layers: Layer, draw: Callable[[nn.Linear | nn.Conv2d], None] = _uniform) -> nn.Module:

@@ -35,7 +35,7 @@ from torch.nn import functional
 
 from harness.api import Info, Run, TrainingSet
 from harness.plugin import OneOf
-from harness_plugins.architectures import ARCHITECTURES, MLP, Architecture
+from harness_plugins.architectures import ARCHITECTURES, MLP, Architecture, he_normal
 from harness_plugins.optimisation import OPTIMISERS, SCHEDULES, Adam, Optimiser, Schedule, Steps
 from harness_plugins.players import Player, evaluating
 from harness_plugins.training import Beside, Settings, Step, train
@@ -49,7 +49,8 @@ INERTIA = 0.5  # of the confidences: what a batch leaves of them
 
 @dataclass(frozen=True)
 class AdversaryCritic(Settings):
-    """The classifier's weights, and the critic's, are drawn by He et al. (2015, arXiv:1502.01852).
+    """The classifier's weights, whatever its architecture says, and the critic's are drawn by He et
+    al. (2015, arXiv:1502.01852).
 
     weight:       of the critic's verdict in the classifier's loss; the thesis has 0.1 for LeNet-5
     cycle:        of the way back
@@ -199,7 +200,7 @@ def draw(net: nn.Module) -> None:
     """Weights by He et al.'s normal distribution (eq. 10, fan-in); biases are zero."""
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            he_normal(module)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
