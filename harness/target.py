@@ -184,10 +184,11 @@ class Target:
 
     @property
     def remaining(self) -> Tensor | None:
-        """Queries left to each of the n samples, int64 (n,), or None without a budget."""
+        """How many images each of the n samples may still be asked about, int64 (n,), or None
+        without a budget."""
         if self.ledger.budget is None:
             return None
-        left = self.ledger.budget - self.ledger.forward
+        left = (self.ledger.budget - self.ledger.forward) // self.source.eot
         return torch.from_numpy(left if self.rows is None else left[self.rows])
 
     def __call__(self, x: Tensor) -> Tensor:
