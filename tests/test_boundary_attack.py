@@ -7,15 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from attack_kit import digits, draws, halfspace
-from decision_kit import UNBOUND, art_classifier, labelled, optimum
+from attack_kit import digits, draws
+from decision_kit import UNBOUND, art_classifier, inside, labelled, optimum
 from torch import nn
 
 from harness_plugins.attacks.boundary import Boundary, _sideways
 
 
 def test_distances_on_a_linear_model_approach_the_optimum_with_queries():
-    net, x, y = halfspace()
+    net, x, y = inside()
     least, before = optimum(net, x, "L2"), torch.full((12,), torch.inf, dtype=torch.float64)
     for steps in (20, 100, 400, 2000):
         x_adv = Boundary(steps=steps)(labelled(net, 12), x, y, UNBOUND["L2"], draws(12))
@@ -28,7 +28,7 @@ def test_distances_on_a_linear_model_approach_the_optimum_with_queries():
 
 
 def test_in_linf_the_closest_image_on_the_way_is_closer_than_the_l2_ones():
-    net, x, y = halfspace()
+    net, x, y = inside()
     found = {
         norm: Boundary(steps=500)(labelled(net, 12), x, y, UNBOUND[norm], draws(12))
         for norm in UNBOUND
@@ -53,7 +53,7 @@ def test_a_step_sideways_keeps_its_distance_and_turns_by_the_share():
 
 
 def test_who_has_arrived_leaves():
-    net, x, y = halfspace()
+    net, x, y = inside()
     target = labelled(net, 12)
     Boundary(steps=20_000)(target, x, y, UNBOUND["L2"], draws(12))
     assert (target.ledger.forward < 5_000).all()
@@ -61,9 +61,9 @@ def test_who_has_arrived_leaves():
 
 def test_the_lengths_of_the_steps_follow_the_answers():
     """From far too short and far too long ones it comes as near as from the usual."""
-    net, x, y = halfspace()
+    net, x, y = inside()
     reached = []
-    for sideways, towards in ((0.01, 0.01), (1e-4, 1e-4), (1.0, 0.5)):
+    for sideways, towards in ((0.01, 0.01), (1e-4, 1e-4), (0.5, 0.5)):
         attack = Boundary(steps=600, sideways=sideways, towards=towards)
         x_adv = attack(labelled(net, 12), x, y, UNBOUND["L2"], draws(12))
         reached.append((UNBOUND["L2"].distance(x_adv, x) / optimum(net, x, "L2")).mean().item())

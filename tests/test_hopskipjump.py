@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from attack_kit import Halfspace, digits, draws, halfspace
-from decision_kit import UNBOUND, art_classifier, labelled, optimum
+from attack_kit import Halfspace, digits, draws
+from decision_kit import UNBOUND, art_classifier, inside, labelled, optimum
 
 from harness_plugins.attacks.decision import Decisions
 from harness_plugins.attacks.hopskipjump import HopSkipJump, _normal
@@ -14,7 +14,7 @@ from harness_plugins.attacks.hopskipjump import HopSkipJump, _normal
 
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
 def test_distances_on_a_linear_model_approach_the_optimum_with_queries(norm):
-    net, x, y = halfspace()
+    net, x, y = inside()
     least, ratios = optimum(net, x, norm), []
     for steps in (1, 6, 40):
         x_adv = HopSkipJump(steps=steps)(labelled(net, 12), x, y, UNBOUND[norm], draws(12))
@@ -59,13 +59,14 @@ def test_the_direction_is_the_probes_mean_weighted_by_what_they_say_less_its_mea
 
 
 def test_the_box_counts_in_the_direction():
-    """A probe that the box stops has not gone there: no pixel is told to leave."""
-    net = Halfspace(torch.tensor([-1.0, 0.01, 0.01]))
+    """Of a probe that the box stops what it changed counts: (−1, 1, 0) went as far as (0, 1, 0)."""
+    net = Halfspace(torch.tensor([0.0, -1.0, 0.0]), 0.001)
     x, y = torch.tensor([[[[0.0, 0.5, 0.5]]]]), torch.ones(1, dtype=torch.long)
-    rng = Given([-1.0, 0.001, 0], [1.0, 0, 0.001])
+    rng = Given([-1.0, 1.0, 0.0], [0.0, 0.0, 1.0])
     asked = Decisions.of(labelled(net, 1), x, y, UNBOUND["L2"], rng)
-    way = _normal(asked, torch.tensor([0]), x, torch.tensor([0.1]), 2)
-    assert way[0, 0, 0, 0] >= 0
+    way = _normal(asked, torch.tensor([0]), x, torch.tensor([0.1]), 2).flatten()
+    expected = torch.tensor([0.0, 0.5**0.5, -1.0]) / 1.5**0.5
+    torch.testing.assert_close(way, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_worse_than_art_at_equal_queries():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
+from attack_kit import Halfspace
 from torch import nn
 
 from harness.api import Threat
@@ -36,3 +38,12 @@ def art_classifier(net, asked):
             return net(x.float())  # ART's query attacks pass doubles
 
     return PyTorchClassifier(Cast(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1))
+
+
+def inside(n=12):
+    """A linear model of two classes, images some 0.1 from its boundary and inside the box, and
+    their classes."""
+    rng = torch.Generator().manual_seed(4)
+    net = Halfspace(torch.randn(12, generator=rng))
+    x = 0.5 + 0.1 * torch.randn(n, 1, 3, 4, generator=rng)
+    return net, x, net(x).argmax(dim=1)

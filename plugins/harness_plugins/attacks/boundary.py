@@ -13,7 +13,8 @@ from harness.api import Rng, Target, Threat
 from harness_plugins.attacks.decision import Decisions, per_row
 
 HALVINGS = 10  # of the way from the start to the clean image
-LEAST = 1e-6  # a sample whose steps are shorter shares of its distance has arrived, or is stuck
+LEAST = 1e-6  # length of a step in L2: a sample that takes shorter ones has arrived, or is stuck
+MOST = 0.5  # of the distance, the longest step
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Boundary:
     The lengths follow what each sample meets: longer by 1/`adapt` after a step that fools, shorter
     by `adapt` after one that does not, so that half of each kind do. Other than in the paper, a
     step sideways that fools is kept though the one towards the image should not: that costs
-    nothing, and brings the walk further. The walk is the same in every norm; for Linf, which the
-    paper has not, the closest image on it is another. A sample without a start stays as it is.
+    nothing, and brings the walk further. The walk is L2's in either norm; for Linf, which the paper
+    has not, of all images on the way the closest in Linf is returned. A sample without a start
+    stays as it is.
 
     steps:    of the walk, one query each
     sideways: length of a sample's first step on the sphere, as a share of its distance
@@ -35,7 +37,7 @@ class Boundary:
     """
 
     steps: Annotated[int, Ge(0)] = 10_000
-    sideways: Annotated[float, Gt(0), Le(1)] = 0.01
+    sideways: Annotated[float, Gt(0), Le(0.5)] = 0.01
     towards: Annotated[float, Gt(0), Le(0.5)] = 0.01
     adapt: Annotated[float, Gt(0), Lt(1)] = 0.667
     starts: Annotated[int, Ge(1)] = 100
@@ -44,10 +46,12 @@ class Boundary:
         asked = Decisions.of(target, x, y, threat, rng)
         rows, here = asked.starts(self.starts)
         here = asked.search(rows, here, HALVINGS)
+        # A sample's lengths are (sideways, towards), `inward` says which is next: 1 is towards.
         share = torch.tensor([self.sideways, self.towards], device=x.device).repeat(len(rows), 1)
-        inward = torch.zeros_like(rows)  # which of the two shares is next: 1 is towards the image
+        inward = torch.zeros_like(rows)
         for _ in range(self.steps):
-            going = (asked.left(rows) > 0) & (share > LEAST).all(dim=1)
+            distance = torch.linalg.vector_norm((here - x[rows]).flatten(1), dim=1)
+            going = (asked.left(rows) > 0) & (share.amin(dim=1) * distance > LEAST)
             if not going.all():
                 rows, here, share, inward = rows[going], here[going], share[going], inward[going]
             if not len(rows):
@@ -56,22 +60,22 @@ class Boundary:
             fooled = asked.fools(rows, tried)
             asked.best.note(tried, asked.distance(rows, tried), fooled, rows)
             here = torch.where(per_row(fooled, here), tried, here)
-            factor = torch.where(fooled, 1 / self.adapt, self.adapt)[:, None]
-            chosen = torch.nn.functional.one_hot(inward, 2).bool()
-            share = torch.where(chosen, share * factor, share).clamp_max_(0.5)
+            factor = torch.where(fooled, 1 / self.adapt, self.adapt)
+            share[torch.arange(len(rows), device=x.device), inward] *= factor
+            share.clamp_max_(MOST)
             inward = (fooled & (inward == 0)).long()
         return asked.best.x_adv
 
 
 def _step(asked: Decisions, rows: Tensor, here: Tensor, share: Tensor, inward: Tensor) -> Tensor:
     """The images to ask about: each sample's step sideways or towards the clean image."""
-    clean, low, high = asked.x[rows], asked.threat.low, asked.threat.high
+    clean = asked.x[rows]
     tried = torch.lerp(here, clean, per_row(share[:, 1], here))
     aside = (inward == 0).nonzero()[:, 0]
     if len(aside):
         noise = asked.rng.at(rows[aside]).normal(*here.shape[1:]).to(here)
         tried[aside] = _sideways(here[aside], clean[aside], share[aside, 0], noise)
-    return tried.clamp_(low, high)
+    return tried.clamp_(asked.threat.low, asked.threat.high)
 
 
 def _sideways(here: Tensor, clean: Tensor, share: Tensor, noise: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Decisions:
 
     def distance(self, rows: Tensor, images: Tensor) -> Tensor:
         """In the threat's norm, of x's type."""
-        return self.threat.distance(images, self.x[rows]).to(self.x)
+        return self.threat.geometry.size(images - self.x[rows])
 
     def standing(self) -> Tensor:
         """The samples that are classified correctly: one query each."""
