@@ -48,12 +48,19 @@ class Given:
         (-1.0, [1.0, 1.0, 1.0]),  # all do
     ],
 )
-def test_the_direction_is_the_probes_mean_weighted_by_what_they_say_less_its_mean(b, expected):
+@pytest.mark.parametrize("count", [3, 4])
+def test_the_direction_is_the_probes_mean_weighted_by_what_they_say_less_its_mean(
+    b, expected, count
+):
+    """Of four probes the last is not asked about: one query is left for the step."""
     net = Halfspace(torch.tensor([-1.0, 1.0, 1.0]), b)
     x, y = torch.full((1, 1, 1, 3), 0.5), torch.ones(1, dtype=torch.long)
-    rng = Given([3.0, 0, 0], [0, 0.5, 0], [0, 0, 1.0])  # their length is no matter
-    asked = Decisions.of(labelled(net, 1), x, y, UNBOUND["L2"], rng)
-    way = _normal(asked, torch.tensor([0]), x, torch.tensor([0.01]), 3)
+    # Their length is no matter.
+    rng = Given([3.0, 0, 0], [0, 0.5, 0], [0, 0, 1.0], [0.3, -0.8, 0.4])
+    target = labelled(net, 1, budget=4)
+    asked = Decisions.of(target, x, y, UNBOUND["L2"], rng)
+    way = _normal(asked, torch.tensor([0]), x, torch.tensor([0.01]), count)
+    assert target.ledger.forward.tolist() == [3]
     expected = torch.tensor(expected)
     torch.testing.assert_close(way.flatten(), expected / expected.norm(), rtol=1e-4, atol=1e-5)
 
