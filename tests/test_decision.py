@@ -12,6 +12,8 @@ from decision_kit import UNBOUND, labelled
 from support import board_text, run
 from torch import nn
 
+from harness.outcome import CHECKPOINTS, against_queries
+from harness.plugin import NORMS
 from harness_plugins.attacks.boundary import Boundary
 from harness_plugins.attacks.decision import Decisions, coarse
 from harness_plugins.attacks.hopskipjump import HopSkipJump
@@ -160,3 +162,26 @@ def test_in_a_cell_queries_are_capped_and_the_cell_is_ok(tmp_path):
         assert record.arrays["forward"].max() <= 150
         assert (record.arrays["outcome"] == 2).any()
         assert not (record.arrays["outcome"] > 2).any()
+
+
+def test_a_record_has_the_distance_against_queries(tmp_path):
+    """Cut short, an attack has the same curve up to there. A white-box attack has none."""
+    attacks = ["hopskipjump:steps=4", "hopskipjump:steps=4,query_budget=200", "deepfool"]
+    ran = run(board_text(["mlp:epochs=2"], attacks, norm="L2"), tmp_path)
+    whole, cut, white = (ran.of("mlp:epochs=2", attack).arrays for attack in attacks)
+    assert "curve" not in white
+    right = whole["clean"] == whole["y"]
+    curve, capped = whole["curve"][right, 0], cut["curve"][right, 0]
+    assert curve.shape == (right.sum(), len(CHECKPOINTS))
+    assert (curve[:, 1:] <= curve[:, :-1]).all()
+    assert np.array_equal(capped[:, 0], curve[:, 0])
+    assert np.array_equal(capped[:, 1:], np.repeat(capped[:, 1:2], len(CHECKPOINTS) - 1, axis=1))
+    returned = whole["distance"][right, 0, NORMS.index("L2")]
+    found = np.isfinite(curve[:, -1])
+    assert found.any()
+    # What was asked about last is no further than what was returned.
+    assert (curve[found, -1] <= returned[found] * (1 + 1e-6)).all()
+    points = against_queries(whole["curve"][:, 0].astype(np.float64), right)
+    assert [q for q, _, _ in points] == list(CHECKPOINTS)
+    assert points[-1][1] == found.mean()
+    assert not ran.leaderboard.gaps
