@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from harness.api import Rng, Target, Threat
@@ -29,8 +29,7 @@ class HopSkipJump:
     Left out of the paper: the first step's probes as long as a tenth of the box. A sample without
     a start stays as it is.
 
-    steps:  50 of them ask some 24,000 times with the other defaults; the paper's figures end at
-            25,000
+    steps:  50 of them ask some 24,000 times with the other defaults
     probes: B₀ of the paper
     most:   probes of one step, at most
     delta:  length of a probe as a share of the point's distance
@@ -40,7 +39,7 @@ class HopSkipJump:
     steps: Annotated[int, Ge(0)] = 50
     probes: Annotated[int, Ge(1)] = 100
     most: Annotated[int, Ge(1)] = 10_000
-    delta: Annotated[float, Gt(0)] = 0.01
+    delta: Annotated[float, Gt(0), Le(1)] = 0.01
     starts: Annotated[int, Ge(1)] = 100
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, rng: Rng) -> Tensor:
