@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from unittest.mock import MagicMock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -107,6 +108,39 @@ def cleverhans_pgd(eps: float, step: float, steps: int) -> Peer:
         return projected_gradient_descent(
             net, x, eps, step, steps, infinite, clip_min=0.0, clip_max=1.0, y=y
         ).detach()
+
+    return run
+
+
+def cleverhans_hsj(steps: int) -> Peer:
+    """In L2. It leaves the label that the network gives the image."""
+
+    def run(net: nn.Module, x: Tensor, _y: Tensor) -> Tensor:
+        from cleverhans.torch.attacks.hop_skip_jump_attack import hop_skip_jump_attack
+
+        return hop_skip_jump_attack(net, x, 2, num_iterations=steps, verbose=False)
+
+    return run
+
+
+class InFloat(nn.Module):
+    """The network for ART's query attacks, which ask with doubles."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.net(x.float())
+        return scores
+
+
+def art_labels(name: str, **options: object) -> Peer:
+    """A query attack of ART's; see `art`."""
+
+    def run(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        np.random.seed(0)
+        return art(name, **options)(InFloat(net).eval(), x, y)
 
     return run
 

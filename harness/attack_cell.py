@@ -17,7 +17,7 @@ from harness.craft import Assault, Victim, wanted_labels
 from harness.eightbit import on_grid
 from harness.errors import BudgetSpent, PluginError
 from harness.options import Resolved
-from harness.outcome import Outcome
+from harness.outcome import CHECKPOINTS, Outcome
 from harness.plan import own_seed_points
 from harness.plugin import CORRUPTION
 from harness.predict import Predictor
@@ -33,6 +33,7 @@ KEPT = {
     "label8": np.int16,
     "distance": np.float32,
     "distance8": np.float32,
+    "curve": np.float32,
     "forward": np.int32,
     "backward": np.int32,
 }
@@ -71,6 +72,9 @@ class Columns:
             if values is not None:
                 column[name][at] = values.cpu().numpy()
         column["forward"][at], column["backward"][at] = ledger.forward, ledger.backward
+        if ledger.curve is not None:
+            column["curve"] = np.zeros((n, len(CHECKPOINTS)))
+            column["curve"][at] = ledger.curve
         self.verdicts.append(column)
         if not self.keep:
             return

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from harness.api import Round
 from harness.bind import TargetOf, bind, bind_attack
+from harness.closest import Closest
 from harness.compatibility import inside
 from harness.errors import BudgetSpent
 from harness.fit import seeded
 from harness.options import Resolved
-from harness.plugin import ModelSpec
+from harness.plugin import AttackSpec, ModelSpec
 from harness.predict import Predictor, in_batches
 from harness.rng import SampleRng, StreamRng, derive
-from harness.target import Closest, Ledger, Source, Target
+from harness.target import Ledger, Source, Target
 from harness.threat import Threat
 from harness.verify import Samples, structure
 
@@ -140,7 +141,7 @@ class Assault:
         return torch.cat([samples.x[:0], *(x_adv for x_adv, _ in made)]), _joined(made)
 
     def _one_batch(self, part: Samples, threat: Threat, restart: int) -> Made:
-        given = self.attack.given
+        given, spec = self.attack.given, self.attack.entry.spec
         source = self.victim.source(given.gradient, given.eot)
         self.victim.module.eval()
         target = self._target(part, threat, source)
@@ -155,6 +156,8 @@ class Assault:
                 alone = [self._one_batch(part.at(r[None]), threat, restart) for r in rows]
                 return torch.cat([x_adv for x_adv, _ in alone]), _joined(alone)
             x_adv = target.closest.best if target.closest is not None else part.x
+        if target.closest is not None and asks_only(spec):
+            target.ledger.curve = target.closest.curve
         return x_adv, target.ledger
 
     def _target(self, part: Samples, threat: Threat, source: Source) -> Target:
@@ -162,7 +165,7 @@ class Assault:
         n = len(part.x)
         wanted = self._wanted(part)
         exact = given.gradient == "exact" and not source.randomised
-        capped = given.query_budget is not None
+        noted = given.query_budget is not None or asks_only(spec)
         return Target(
             source=source,
             level=spec.needs,
@@ -172,7 +175,7 @@ class Assault:
             parts=spec.parts,
             rng=self._forward_rng(part) if source.randomised else None,
             wanted=wanted,
-            closest=Closest(part.x.clone(), part.y, threat, wanted) if capped else None,
+            closest=Closest(part.x.clone(), part.y, threat, wanted) if noted else None,
             judged=exact,
             referee=None if exact else (self.victim.predictor, part.ids),
         )
@@ -234,6 +237,12 @@ class Assault:
         return seeded(derive(*self.key, "globals", *part.ids[:1], restart) % 2**63)
 
 
+def asks_only(spec: AttackSpec) -> bool:
+    """Whether all that the attack does is ask the judged model for labels or scores: then its
+    strength is a matter of queries."""
+    return spec.needs != "gradients" and not (spec.parts or spec.like or spec.prepares)
+
+
 def surrogate_of(module: nn.Module, seed: int) -> nn.Module:
     """The classifier's own stand-in, frozen; whatever it draws, it draws alike each time."""
     with seeded(seed):
@@ -248,6 +257,8 @@ def _joined(made: list[Made]) -> Ledger:
     if ledgers:
         joined.forward = np.concatenate([ledger.forward for ledger in ledgers])
         joined.backward = np.concatenate([ledger.backward for ledger in ledgers])
+        curves = [ledger.curve for ledger in ledgers if ledger.curve is not None]
+        joined.curve = np.concatenate(curves) if curves else None
     return joined
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from harness.manifest import Entry, Manifest, ThreatRow
 from harness.measures import ran_once
-from harness.outcome import Outcome
+from harness.outcome import CHECKPOINTS, Outcome
 from harness.plugin import CORRUPTION, NORMS
 from harness.records import Record
 
@@ -27,7 +27,8 @@ NOT_RUN, NOT_FITTED, STALE, FOREIGN = "not run", "not fitted", "stale", "foreign
 Arrays = Mapping[str, NDArray[Any]]
 Forms = Mapping[str, tuple[str, str]]
 
-# Kinds of numpy types, and axes: n samples, c columns, the norms, draws of a corruption, rounds.
+# Kinds of numpy types, and axes: n samples, c columns, the norms, draws of a corruption, rounds,
+# queries at which the distance is kept.
 INTEGER, COUNT, REAL = "iu", "iub", "f"
 FIT: Forms = {"ids": (INTEGER, "n"), "y": (INTEGER, "n"), "clean": (INTEGER, "n")}
 ATTACK: Forms = {
@@ -43,6 +44,7 @@ CORRUPTED: Forms = {"ids": FIT["ids"], "y": FIT["y"], "draw_correct": (COUNT, "n
 EIGHT_BIT: Forms = {"label8": (INTEGER, "nc"), "distance8": (REAL, "ncN")}
 TARGET: Forms = {"target": (INTEGER, "n")}
 ROUNDS: Forms = {"round_label": (INTEGER, "rnc")}
+CURVE: Forms = {"curve": (REAL, "ncq")}
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def _faults_of_attack(
     arrays = record.arrays
     columns = 1 if threat.norm != CORRUPTION and ran_once(record) else len(threat.eps)
     sizes = {"n": samples, "c": columns, "N": len(NORMS), "d": threat.draws}
+    sizes["q"] = len(CHECKPOINTS)
     yield from _malformed(arrays, _forms(arrays, threat), sizes)
     yield from _odd_facts(record.facts)
     for name in ("ids", "y"):
@@ -223,13 +226,13 @@ def _faults_of_attack(
 
 
 def _forms(arrays: Arrays, threat: ThreatRow) -> Forms:
-    """The arrays that such an attack record has. 8-bit and rounds: all of them or none."""
+    """The arrays that such an attack record has. 8-bit, rounds, curve: all of them or none."""
     if threat.norm == CORRUPTION:
         return CORRUPTED
     forms = dict(ATTACK)
     if threat.target != "none":
         forms.update(TARGET)
-    for group in (EIGHT_BIT, ROUNDS):
+    for group in (EIGHT_BIT, ROUNDS, CURVE):
         if group.keys() & arrays.keys():
             forms.update(group)
     return forms
@@ -251,7 +254,7 @@ def _odd_values(arrays: Arrays) -> Iterator[str]:
     outcome = arrays["outcome"]
     if (outcome > max(Outcome)).any() or (outcome < 0).any():
         yield "outcome holds a number that is no outcome"
-    for name in ("norm2", "distance", "distance8"):
+    for name in ("norm2", "distance", "distance8", "curve"):
         # A NaN is not 0 or more, either.
         if name in arrays and not (arrays[name] >= 0).all():
             yield f"{name} holds what is no distance"

@@ -17,6 +17,9 @@ from harness.plugin import NORMS
 RELATIVE_SLACK = 1e-4
 ABSOLUTE_SLACK = 1e-6
 
+# How many queries a sample had spent at the points of the curve that is kept of query attacks.
+CHECKPOINTS = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+
 
 class Outcome(IntEnum):
     """SKIPPED: the clean image is misclassified and was not attacked. From OUT_OF_BALL on, the
@@ -54,6 +57,22 @@ def smallest_distance(
     found = np.where(outcome == Outcome.ADVERSARIAL, distance[:, :, NORMS.index(norm)], np.inf)
     smallest: NDArray[np.float64] = found.min(axis=1, initial=np.inf).astype(np.float64)
     return np.where(clean_wrong | unsettled(outcome), 0.0, smallest)
+
+
+def against_queries(
+    curve: NDArray[np.float64], right: NDArray[np.bool_], eps: float = np.inf
+) -> tuple[tuple[int, float, float], ...]:
+    """For each of `CHECKPOINTS` the queries q, the share of the samples with an adversarial query
+    within eps among their first q, and the median distance, infinite where half have none.
+
+    curve: (n, checkpoints), of one column; right: which samples count, (n,)
+    """
+    points = []
+    for queries, distance in zip(CHECKPOINTS, curve[right].T, strict=True):
+        found = np.isfinite(distance) & within(distance, eps)
+        if len(found):
+            points.append((queries, float(found.mean()), float(np.median(distance))))
+    return tuple(points)
 
 
 def unsettled(outcome: NDArray[np.uint8]) -> NDArray[np.bool_]:

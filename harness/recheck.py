@@ -34,7 +34,8 @@ from harness.verify import Samples, Verdict, judge, unstable
 
 Arrays = Mapping[str, NDArray[Any]]
 
-UNCHECKED = {"forward", "backward", "round_label"}  # queries, and images that were not kept
+# Queries, and images that were not kept.
+UNCHECKED = {"forward", "backward", "curve", "round_label"}
 LEGAL = (Outcome.ROBUST, Outcome.ADVERSARIAL)
 
 

@@ -8,7 +8,8 @@ which other cells ran. Draws are made on the CPU, in one block per call and samp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,15 +81,15 @@ class SampleRng:
         return SampleRng.keyed(*self._key, ids=self._ids, restart=restart, device=self._device)
 
     def normal(self, *shape: int) -> Tensor:
-        return self._stack([g.standard_normal(shape, np.float32) for g in self._generators], shape)
+        return self._filled([g.standard_normal for g in self._generators], shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        return self._stack([g.random(shape, np.float32) for g in self._generators], shape)
+        return self._filled([g.random for g in self._generators], shape)
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        return self._stack(
-            [g.integers(high, size=shape) for g in self._generators], shape, np.int64
-        )
+        draws = [g.integers(high, size=shape) for g in self._generators]
+        block = np.asarray(draws, np.int64).reshape(len(draws), *shape)
+        return torch.from_numpy(block).to(self._device)
 
     def at(self, rows: Tensor) -> SampleRng:
         positions = rows.tolist()
@@ -101,9 +102,13 @@ class SampleRng:
         none = _generator(derive("padding"))
         return SampleRng([*self._generators[:n], *[none] * padding], self._device)
 
-    def _stack(self, draws: list[Any], shape: tuple[int, ...], dtype: Any = np.float32) -> Tensor:
-        block = np.asarray(draws, dtype).reshape(len(draws), *shape)
-        return torch.from_numpy(block).to(self._device)
+    def _filled(self, draws: list[Callable[..., Any]], shape: tuple[int, ...]) -> Tensor:
+        """One block, each row by its own generator, in place: half the time of a label query of a
+        small network went into copies."""
+        block = np.empty((len(draws), math.prod(shape)), np.float32)
+        for draw, row in zip(draws, block, strict=True):
+            draw(out=row, dtype=np.float32)
+        return torch.from_numpy(block.reshape(len(draws), *shape)).to(self._device)
 
 
 class StreamRng:

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from harness.closest import Closest
 from harness.errors import BudgetSpent, PluginError
 from harness.losses import Loss
 from harness.plugin import LEVELS, Level
 from harness.predict import PASSES, Predictor, padded, random_forward
 from harness.rng import SampleRng, StreamRng
-from harness.threat import Threat
 
 Rows = NDArray[np.int64]
 
@@ -84,15 +84,17 @@ class Source:
 
 
 class Ledger:
-    """What the queries of n samples cost, and, under a budget, the closest adversarial query.
+    """What the queries of n samples cost.
 
-    `forward` and `backward` are counts, (n,). A ledger for a free target has one row for all.
+    forward, backward: counts, (n,); a ledger for a free target has one row for all
+    curve:             `Closest.curve` of the whole attack, where it was kept
     """
 
     def __init__(self, n: int, budget: int | None = None) -> None:
         self.forward: Rows = np.zeros(n, np.int64)
         self.backward: Rows = np.zeros(n, np.int64)
         self.budget = budget
+        self.curve: NDArray[np.float64] | None = None
 
     def charge(self, weight: Rows) -> None:
         """Count forward queries; refuse them all where one would exceed its sample's budget."""
@@ -121,30 +123,6 @@ class Pool:
         last = np.arange(len(self.rows)) + 1
         own = (after - last) // len(last) - (before - last) // len(last)
         return np.bincount(self.rows, own, minlength=self.n).astype(np.int64)
-
-
-class Closest:
-    """Of the images that were queried, each sample's closest adversarial one."""
-
-    def __init__(self, x: Tensor, y: Tensor, threat: Threat, wanted: Tensor | None = None) -> None:
-        self.x, self.y, self.threat, self.wanted = x, y, threat, wanted
-        self.best = x.clone()
-        self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-
-    def note(self, rows: Rows, x: Tensor, labels: Tensor) -> None:
-        """Take in the queried images x of those samples, with the labels they were given."""
-        index = torch.from_numpy(rows).to(x.device)
-        legal = (x >= self.threat.low).flatten(1).all(1) & (x <= self.threat.high).flatten(1).all(1)
-        distance = self.threat.distance(x, self.x[index])
-        fooled = labels != self.y[index] if self.wanted is None else labels == self.wanted[index]
-        distance = torch.where(legal & fooled, distance, torch.inf)
-        # Rows may repeat: of each, its closest query alone is looked at.
-        by_row = np.lexsort((distance.cpu().numpy(), rows))
-        _, first = np.unique(rows[by_row], return_index=True)
-        nearest = torch.from_numpy(by_row[first]).to(x.device)
-        closer = nearest[distance[nearest] < self.distance[index[nearest]]]
-        self.distance[index[closer]] = distance[closer]
-        self.best[index[closer]] = x[closer]
 
 
 @dataclass(frozen=True)
@@ -184,10 +162,11 @@ class Target:
 
     @property
     def remaining(self) -> Tensor | None:
-        """Queries left to each of the n samples, int64 (n,), or None without a budget."""
+        """How many images each of the n samples may still be asked about, int64 (n,), or None
+        without a budget."""
         if self.ledger.budget is None:
             return None
-        left = self.ledger.budget - self.ledger.forward
+        left = (self.ledger.budget - self.ledger.forward) // self.source.eot
         return torch.from_numpy(left if self.rows is None else left[self.rows])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -295,8 +274,17 @@ class Target:
         self.ledger.charge(self._cost("forward", x))
         scores = self.source.scores(x, self.rng)
         if self.closest is not None and self.rows is not None:
-            self.closest.note(self.rows, x.detach(), scores.detach().argmax(dim=1))
+            labels = scores.detach().argmax(dim=1)
+            self.closest.note(self.rows, x.detach(), labels, self._turns(self.rows))
         return scores if self.wanted is None else rest(scores, self.wanted)
+
+    def _turns(self, rows: Rows) -> Rows:
+        """Of each image of the call just counted, how much its sample had spent by then."""
+        order = np.argsort(rows, kind="stable")
+        after = np.searchsorted(rows[order], rows[order], side="right") - np.arange(len(rows)) - 1
+        spent: Rows = self.ledger.forward[rows]
+        spent[order] -= after * self.source.eot
+        return spent
 
     def _admit(self, x: Tensor) -> None:
         if self.rows is not None and len(x) != len(self.rows):

@@ -36,16 +36,22 @@ REACH: dict[tuple[str, str], float] = {
     ("ddn", "L2"): 1.25,
     ("simba", "L2"): 4.0,  # k random ones of d entries, alike: some √(d/k) of the optimum
     ("square", "L2"): 0.5,  # no square is smaller than 3 × 3, which is most of these images
+    ("hopskipjump", "L2"): 1.25,  # of more than two classes, to a boundary near its random start
+    ("hopskipjump", "Linf"): 1.2,
+    ("boundary", "L2"): 1.1,
+    ("boundary", "Linf"): 2.0,  # walks towards the nearest point in L2
 }
 
 # What the laws that are not about strength run: the same code in fewer steps.
 QUICK = {
     "square": "square:steps=60",
+    "boundary": "boundary:steps=80",
     "cw": "cw:steps=50,search_steps=6",
     "daa": "daa:steps=20,particles=3",
     "ddn": "ddn:steps=20",
     "ead": "ead:steps=20,search_steps=4",
     "fab": "fab:steps=8",
+    "hopskipjump": "hopskipjump:steps=3",
     "lbfgs": "lbfgs:steps=10,search_steps=4",
     "pdgd": "pdgd:steps=40",
     "pdpgd": "pdpgd:steps=40",

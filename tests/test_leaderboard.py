@@ -380,6 +380,7 @@ def gap_of(board: Handmade, *cell: str):
         ({"forward": np.zeros((), int)}, "forward is int64 ()"),
         ({"round_label": np.zeros((), int)}, "round_label is int64 ()"),
         ({"round_label": np.zeros((2, 4, 3), int)}, "round_label is int64 (2, 4, 3)"),
+        ({"curve": np.zeros((4, 2, 3))}, "curve is float64 (4, 2, 3)"),
         ({"label8": None}, "lacks label8"),
         ({"norm2": None}, "lacks norm2"),
         ({"target": np.zeros(4, int)}, "targets under a threat that is not targeted"),

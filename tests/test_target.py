@@ -115,6 +115,31 @@ def test_the_closest_adversarial_query_is_kept_by_sample():
     assert torch.equal(closest.best[~found], x[~found])
 
 
+@pytest.mark.parametrize("eot", [1, 3])
+@pytest.mark.parametrize("chunk", [64, 2])
+def test_the_least_distance_is_kept_at_counts_of_queries(monkeypatch, eot, chunk):
+    """Within a call too: of a sample's three images the first counts from its first query on."""
+    monkeypatch.setattr("harness.closest.CHECKPOINTS", counts := (1, 2, 3, 6, 7, 20, 90))
+    x, y = images(2), torch.ones(2, dtype=torch.int64)
+    closest = Closest(x, y, Threat("Linf", torch.inf))
+    target = target_of("labels", n=2, closest=closest, chunk=chunk, source={"eot": eot})
+    g, spent = torch.Generator().manual_seed(2), [0, 0]
+    expected = np.full((2, len(counts)), np.inf)
+    for _ in range(5):
+        rows = torch.tensor([0, 1, 0, 0])
+        tried = torch.rand(4, 1, 2, 2, generator=g)
+        tried[2:] += 1  # outside the box: asked for nothing
+        labels = target.at(rows).labels(tried)
+        for i, row in enumerate(rows.tolist()):
+            spent[row] += eot
+            if labels[i] != y[row] and tried[i].max() <= 1:
+                later = np.array(counts) >= spent[row]
+                distance = float((tried[i].double() - x[row].double()).abs().max())
+                expected[row, later] = np.minimum(expected[row, later], distance)
+    assert len(np.unique(expected)) > 3
+    np.testing.assert_allclose(closest.curve, expected)
+
+
 def test_targeted_is_t_against_the_rest():
     """logsumexp over j ≠ t, by hand; the labels are exact where the two scores are cautious."""
     scores = torch.tensor([[2.0, 1.9, 1.0]])

@@ -137,6 +137,25 @@ _MINIMUM_NORM = (
     ),
 )
 
+_DECISION = (
+    _minimum(
+        "hopskipjump",
+        "harness_plugins.attacks.hopskipjump:HopSkipJump",
+        summary="labels alone: along the boundary's normal, as random probes tell it, and back",
+        paper="arXiv:1904.02144",
+        norms=("L2", "Linf"),
+        needs="labels",
+    ),
+    _minimum(
+        "boundary",
+        "harness_plugins.attacks.boundary:Boundary",
+        summary="labels alone: a random walk along the boundary towards the image",
+        paper="arXiv:1712.04248",
+        norms=("L2", "Linf"),
+        needs="labels",
+    ),
+)
+
 _NOISE = (
     AttackSpec(
         "gaussian_noise",
@@ -226,5 +245,5 @@ _SUBSTITUTE = AttackSpec(
 
 @hookimpl
 def harness_attacks() -> Iterator[AttackSpec]:
-    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_NOISE, *_STRUCTURE, *_SCORES)
+    yield from (*_FIXED_BUDGET, *_MINIMUM_NORM, *_DECISION, *_SCORES, *_NOISE, *_STRUCTURE)
     yield from (_TRANSFER, _SUBSTITUTE)
