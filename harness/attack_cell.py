@@ -88,7 +88,10 @@ class Columns:
 
     def arrays(self) -> Arrays:
         """(n, columns, …) of everything."""
-        names = self.verdicts[0]
+        asked = max(v["forward"].max(initial=0) for v in self.verdicts)
+        # Of a single point a curve says what the distances say already.
+        left_out = {"curve"} if asked <= CHECKPOINTS[0] else set()
+        names = [name for name in self.verdicts[0] if name not in left_out]
         stacked = {name: np.stack([v[name] for v in self.verdicts], axis=1) for name in names}
         return {name: a.astype(KEPT.get(name, a.dtype)) for name, a in stacked.items()}
 

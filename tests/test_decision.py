@@ -167,9 +167,10 @@ def test_in_a_cell_queries_are_capped_and_the_cell_is_ok(tmp_path):
 def test_a_record_has_the_distance_against_queries(tmp_path):
     """Cut short, an attack has the same curve up to there. A white-box attack has none."""
     attacks = ["hopskipjump:steps=4", "hopskipjump:steps=4,query_budget=200", "deepfool"]
-    ran = run(board_text(["mlp:epochs=2"], attacks, norm="L2"), tmp_path)
+    ran = run(board_text(["mlp:epochs=2"], [*attacks, "uniform_noise"], norm="L2"), tmp_path)
     whole, cut, white = (ran.of("mlp:epochs=2", attack).arrays for attack in attacks)
     assert "curve" not in white
+    assert "curve" not in ran.of("mlp:epochs=2", "uniform_noise").arrays  # ten queries, one point
     right = whole["clean"] == whole["y"]
     curve, capped = whole["curve"][right, 0], cut["curve"][right, 0]
     assert curve.shape == (right.sum(), len(CHECKPOINTS))
