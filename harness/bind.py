@@ -24,6 +24,7 @@ class Restarted:
 
     Of a fixed-budget attack the first image that fools is kept, of a minimum-norm attack (infinite
     eps) the closest. Whether a sample is fooled is asked of the model that is judged, and counted.
+    A sample whose queries are spent goes no further: it has the closest image that it asked about.
     """
 
     attack: Attack
@@ -35,6 +36,7 @@ class Restarted:
         for restart in range(1, self.times):
             going = shortest == torch.inf
             rows = (going if threat.eps != torch.inf else torch.ones_like(going)).nonzero()[:, 0]
+            rows = rows[~_spent(target, x)[rows]]
             if not len(rows):
                 break
             few = target.at(rows)
@@ -43,6 +45,9 @@ class Restarted:
             better = reached < shortest[rows]
             best[rows[better]] = tried[better]
             shortest[rows[better]] = reached[better]
+        spent = _spent(target, x)
+        if target.closest is not None:
+            best[spent] = target.closest.best[spent]
         return best
 
 
@@ -59,9 +64,24 @@ class Through:
 
 
 def _reached(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """Distance of the images that fool within the rules, (n,), infinite for the others."""
-    fooled = (target.verdict(x_adv) != y) & threat.allows(x_adv, x)
-    return torch.where(fooled, threat.distance(x_adv, x), torch.inf)
+    """Distance of the images that fool within the rules, (n,), infinite for the others, and for
+    samples that may not be asked about any more."""
+    reached = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    rows = (~_spent(target, x)).nonzero()[:, 0]
+    if not len(rows):
+        return reached
+    x_adv, x, y = x_adv[rows], x[rows], y[rows]
+    fooled = (target.at(rows).verdict(x_adv) != y) & threat.allows(x_adv, x)
+    reached[rows] = torch.where(fooled, threat.distance(x_adv, x), torch.inf)
+    return reached
+
+
+def _spent(target: Target, x: Tensor) -> Tensor:
+    """Which of the samples have no query left, bool (n,)."""
+    left = target.remaining
+    if left is None:
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return left.to(x.device) < 1
 
 
 def bind(resolved: Resolved, target_of: TargetOf) -> Any:

@@ -44,6 +44,19 @@ from harness.statistics import ranks
 
 __all__ = ["INVALID", "NO_GRADIENT", "OUTDONE", "RELABELLED", "Leaderboard", "aggregate"]
 
+Shared = Mapping[int, Bools]
+
+# The kinds of attack, as a row names them, in the order of what they see of the model.
+KINDS = {
+    "gradients": "gradient",
+    "bpda": "surrogate gradient",
+    "surrogate": "surrogate gradient",
+    "parts": "parts",
+    "scores": "score",
+    "labels": "decision",
+    "transfer": "transfer",
+    "substitute": "substitute",
+}
 OUTDONE = "white-box weaker than black-box"
 NO_GRADIENT = "no gradient reached"
 INVALID = "images invalid at the reference"
@@ -69,18 +82,19 @@ def aggregate(
 
 def _table(lookup: Lookup, threat: ThreatRow) -> Table:
     attacks = lookup.attacks(threat.norm)
-    pairs = [_row(lookup, threat, attacks, m.label) for m in lookup.manifest.models]
+    shared = _shared(lookup)
+    pairs = [_row(lookup, threat, attacks, shared, m.label) for m in lookup.manifest.models]
     rows = _ranked(threat, [row for row, _ in pairs], [survivors for _, survivors in pairs])
     optimality = tuple(_mean_optimality(rows, a) for a in range(len(attacks)))
     return Table(threat, rows, attacks, optimality)
 
 
 def _row(
-    lookup: Lookup, threat: ThreatRow, attacks: Sequence[str], model: str
+    lookup: Lookup, threat: ThreatRow, attacks: Sequence[str], shared: Shared, model: str
 ) -> tuple[Row, list[Bools]]:
     """A row without its rank, and for each seed who survived the core, (n,)."""
     n = lookup.manifest.samples
-    crossed = [_crossed(lookup, threat, attacks, fit) for fit in lookup.seeds(model)]
+    crossed = [_crossed(lookup, threat, attacks, fit, shared) for fit in lookup.seeds(model)]
     there = [c for c in crossed if c is not None]
     cells = tuple(_attack_cell(lookup, threat, there, model, attack) for attack in attacks)
     eight = [c.core8 for c in there if c.core8 is not None]
@@ -91,6 +105,7 @@ def _row(
         everything=_curve([c.everything for c in there if c.everything], n),
         eight=share(eight, n) if len(eight) == len([c for c in there if c.core]) else None,
         cells=cells,
+        reached=_reached(there),
         flags=tuple(dict.fromkeys(_flags(lookup, threat, there, model))),
         reason=_why_unranked(lookup, threat, model) or _unfinished(there),
     )
@@ -98,7 +113,7 @@ def _row(
 
 
 def _crossed(
-    lookup: Lookup, threat: ThreatRow, attacks: Sequence[str], fit: Found
+    lookup: Lookup, threat: ThreatRow, attacks: Sequence[str], fit: Found, shared: Shared
 ) -> Crossed | None:
     if fit.record is None:
         return None
@@ -108,13 +123,29 @@ def _crossed(
     for attack in attacks:
         found = lookup.found.get((model, seed, attack, threat.norm))
         if found is not None and found.record is not None:
-            attacked[attack] = read_attack(found.record, threat, correct)
+            attacked[attack] = read_attack(found.record, threat, correct, shared[seed])
     return cross(attacked, threat.core, threat, correct)
+
+
+def _reached(crossed: Iterable[Crossed]) -> tuple[str, ...]:
+    """The kinds of attack with a result."""
+    there = {a.access for c in crossed for a in c.attacked.values()}
+    return tuple(dict.fromkeys(kind for access, kind in KINDS.items() if access in there))
 
 
 def _correct(fit: Record) -> Bools:
     right: Bools = fit.arrays["clean"] == fit.arrays["y"]
     return right
+
+
+def _shared(lookup: Lookup) -> Shared:
+    """For each seed the samples, (n,), that every model fitted with it has right."""
+    right: dict[int, list[Bools]] = {}
+    for model in lookup.manifest.models:
+        for fit in lookup.seeds(model.label):
+            if fit.record is not None:
+                right.setdefault(fit.entry.seed, []).append(_correct(fit.record))
+    return {seed: np.all(masks, axis=0) for seed, masks in right.items()}
 
 
 def _curve(seeds: Sequence[Sequence[float]], n: int) -> Curve:

@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.manifest import ThreatRow
-from harness.outcome import Outcome, smallest_distance, unsettled, within
+from harness.outcome import (
+    CHECKPOINTS,
+    Outcome,
+    against_queries,
+    smallest_distance,
+    unsettled,
+    within,
+)
 from harness.plugin import NORMS
 from harness.records import Record
 from harness.statistics import wilson
@@ -64,6 +71,9 @@ class Figures:
     success:     share of the correctly classified samples that it found an adversarial image for
     mean_distance, median_distance, rho: over those; rho is the mean of ‖r‖₂/‖x‖₂
     rho_all:     the same over those and the misclassified samples, of which ‖r‖₂ is 0
+    shared, shared_found: of a minimum-norm attack the samples that every model of the board has
+                 right, and those of them that it found an adversarial image for
+    shared_mean_distance, shared_median_distance: over the latter
     forward, backward: queries per attacked sample at the reference eps
     to_success:  forward queries per sample that it succeeded on there
     preparation: queries spent before the first sample was attacked
@@ -75,6 +85,9 @@ class Figures:
     learning:    after each round the queries so far and, of the substitute, the accuracy, and the
                  shares of the clean images and of those at the reference eps that it labels as the
                  model does; nan where there was none
+    by_queries:  (q, share, distance): of the correct samples with an adversarial query within the
+                 reference eps among their first q, and the median distance, infinite where less
+                 than half have one; as far as queries went, empty where no curve was kept
     """
 
     accuracy: tuple[float, ...] = ()
@@ -83,6 +96,10 @@ class Figures:
     median_distance: float = NAN
     rho: float = NAN
     rho_all: float = NAN
+    shared: float = NAN
+    shared_found: float = NAN
+    shared_mean_distance: float = NAN
+    shared_median_distance: float = NAN
     forward: float = NAN
     backward: float = NAN
     to_success: float = NAN
@@ -94,6 +111,7 @@ class Figures:
     rounds: tuple[tuple[float, ...], ...] = ()
     worst_round: tuple[float, ...] = ()
     learning: tuple[tuple[float, float, float, float], ...] = ()
+    by_queries: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,11 +143,12 @@ def ran_once(record: Record) -> bool:
     return record.facts.get("kind") == "minimum-norm"
 
 
-def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
+def read_attack(record: Record, threat: ThreatRow, correct: Bools, shared: Bools) -> Attacked:
     """A record that `harness.lookup` believes.
 
     correct: (n,), of the fit record. A sample that the attack's own cell saw misclassified (a
-    randomised model, another device) was not attacked: it counts as misclassified here too.
+             randomised model, another device) was not attacked: it counts as misclassified here too
+    shared:  (n,), what every model has right
     """
     arrays, once = record.arrays, ran_once(record)
     outcome, distance, y = arrays["outcome"], arrays["distance"], arrays["y"]
@@ -141,6 +160,7 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
     figures = Figures(
         accuracy=_accuracy_once(arrays, threat) if once else _accuracy(arrays),
         **_distortion(arrays, threat.norm, right),
+        **(_on_shared(arrays, threat.norm, right & shared) if once else {}),
         forward=forward,
         backward=backward,
         to_success=to_success,
@@ -150,6 +170,7 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools) -> Attacked:
         rounds=_rounds(arrays),
         worst_round=_worst_round(arrays),
         learning=tuple(_learnt(told, column) for told in _told(record)),
+        by_queries=_by_queries(arrays, column, right, threat.reference.value),
     )
     return Attacked(
         access=str(record.facts.get("access", "")),
@@ -234,6 +255,29 @@ def _distortion(arrays: Arrays, norm: str, right: Bools) -> dict[str, float]:
         "rho": float(ratios.mean()) if ratios.size else NAN,
         "rho_all": float(ratios.sum() / (ratios.size + wrong)) if ratios.size else NAN,
     }
+
+
+def _on_shared(arrays: Arrays, norm: str, shared: Bools) -> dict[str, float]:
+    """How many of those samples it found an image for, and how far from them."""
+    n, found = float(np.count_nonzero(shared)), _distortion(arrays, norm, shared)
+    return {
+        "shared": n,
+        "shared_found": n * found["success"] if n else 0.0,
+        "shared_mean_distance": found.get("mean_distance", NAN),
+        "shared_median_distance": found.get("median_distance", NAN),
+    }
+
+
+def _by_queries(
+    arrays: Arrays, column: int, right: Bools, eps: float
+) -> tuple[tuple[float, float, float], ...]:
+    """The curve up to the first checkpoint that no sample went beyond."""
+    if "curve" not in arrays or not right.any():
+        return ()
+    curve = arrays["curve"][:, column].astype(np.float64)
+    asked = arrays["forward"][:, column].max()
+    passed = int(np.searchsorted(CHECKPOINTS, asked)) + 1
+    return against_queries(curve, right, eps)[:passed]
 
 
 def _distance8(arrays: Arrays, norm: str, right: Bools) -> Floats | None:

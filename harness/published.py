@@ -24,7 +24,16 @@ from harness.reader import Reader, a_mapping, a_table, a_text, one_of, scalar
 
 AT_A_BUDGET = ("robust_accuracy", "adversarial_accuracy")
 OF_THE_MODEL = ("clean_accuracy",)
-OF_AN_ATTACK = ("success", "mean_distance", "median_distance", "rho", "rho_all", "to_success")
+OF_AN_ATTACK = (
+    "success",
+    "mean_distance",
+    "median_distance",
+    "shared_mean_distance",
+    "shared_median_distance",
+    "rho",
+    "rho_all",
+    "to_success",
+)
 MEASURES = (*OF_THE_MODEL, *AT_A_BUDGET, *OF_AN_ATTACK)
 
 

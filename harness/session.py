@@ -271,7 +271,7 @@ def open_session(
     if changes.norms and not changes.attacks:
         asked, notes = _narrowed(asked, catalogue)
     plan = plan_board(asked, catalogue, data_dir)
-    notes += plan.board.hints
+    notes += [*plan.board.hints, *_blind(plan.manifest)]
     if asked == place.board:
         return Session(place, catalogue, plan, plan, tuple(notes))
     plan = _with_whole_core(plan, place.board, catalogue)
@@ -279,6 +279,18 @@ def open_session(
     if asked.dataset == place.board.dataset:
         own = plan_board(place.board, catalogue, data_dir)
     return Session(place, catalogue, plan, own, tuple(notes))
+
+
+def _blind(manifest: Manifest) -> Iterator[str]:
+    """Cores that cannot do justice to a model without gradients."""
+    levels = {attack.label: attack.level for attack in manifest.attacks}
+    without = [model.label for model in manifest.models if model.level != "gradients"]
+    for threat in manifest.threats:
+        if without and threat.core and "labels" not in map(levels.get, threat.core):
+            yield (
+                f"core: none of the {threat.norm} attacks asks for labels alone, and "
+                f"{', '.join(without)} gives no gradients: it may rank too high"
+            )
 
 
 def _narrowed(board: Board, catalogue: Catalogue) -> tuple[Board, list[str]]:

@@ -38,6 +38,7 @@ class Row:
     core, everything: robust accuracy at each eps of the grid in the worst case over the core
             attacks, over all that ran; empty where none ran
     eight:  8-bit robust accuracy over the core at the reference eps
+    reached: the kinds of attack that have a result, from gradient to substitute
     """
 
     model: str
@@ -46,6 +47,7 @@ class Row:
     everything: Curve = ()
     eight: Share | None = None
     cells: tuple[AttackCell, ...] = ()
+    reached: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     rank: int | None = None
     reason: str = ""

@@ -461,6 +461,18 @@ def test_workers_take_the_built_ins_too(plugin, tmp_path):
     assert "robustness-harness/" not in done.stdout
 
 
+def test_a_core_without_labels_alone_is_noted_where_a_model_has_no_gradients(board, call):
+    models, attacks = ["tiny", "stepped"], ["ascend", "wander"]
+    code, _, err = call("plan", board(board_text(models, attacks, core=["ascend"])))
+    assert code == 0
+    assert "none of the Linf attacks asks for labels alone, and stepped gives no gradients" in err
+    for clear in (
+        board_text(models, attacks, core=attacks),
+        board_text(["tiny"], attacks, core=[]),
+    ):
+        assert "labels alone" not in call("plan", board(clear))[2]
+
+
 def test_flags_do_not_change_the_core_that_ranks_are_by(board, call):
     folder = board(board_text(["tiny"], ["ascend", "wander"], core=["wander", "ascend"]))
     for flags, ranked in ((["ascend", "wander"], True), (["wander"], False)):

@@ -12,8 +12,11 @@ from decision_kit import UNBOUND, labelled
 from support import board_text, run
 from torch import nn
 
+from harness.bind import Restarted
+from harness.closest import Closest
 from harness.outcome import CHECKPOINTS, against_queries
 from harness.plugin import NORMS
+from harness.target import Ledger, Source, Target
 from harness_plugins.attacks.boundary import Boundary
 from harness_plugins.attacks.decision import Decisions, coarse
 from harness_plugins.attacks.hopskipjump import HopSkipJump
@@ -162,6 +165,22 @@ def test_in_a_cell_queries_are_capped_and_the_cell_is_ok(tmp_path):
         assert record.arrays["forward"].max() <= 150
         assert (record.arrays["outcome"] == 2).any()
         assert not (record.arrays["outcome"] > 2).any()
+
+
+@BOTH
+def test_restarts_end_where_the_queries_do(attack):
+    """No sample is asked beyond its budget, none is run again, and each has the closest
+    image that was asked about."""
+    net, x, y = halfspace(5)
+    ledger = Ledger(5, 400)
+    target = Target(
+        Source(net, 2, 512), "labels", ledger, np.arange(5), np.ones(5, np.int64),
+        closest=Closest(x, y, UNBOUND["L2"]), judged=True,
+    )  # fmt: skip
+    found = Restarted(attack, 4)(target, x, y, UNBOUND["L2"], draws(5))
+    assert ledger.forward.tolist() == [400] * 5
+    assert torch.equal(found, target.closest.best)
+    assert (net(found).argmax(dim=1) != y).all()
 
 
 def test_a_record_has_the_distance_against_queries(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.leaderboard import aggregate
-from harness.outcome import Outcome
+from harness.outcome import CHECKPOINTS, Outcome
 from harness.records import Problem
 from harness.render import csv, markdown
 from harness.statistics import wilson
@@ -146,6 +146,89 @@ def test_the_median_of_three():
     board.fit("A", [0, 0, 0])
     board.attack("A", "pgd", [0, 0, 0], ["AAA"] * 2, [[1, 1, 1]] * 2, [[0.1, 0.02, 0.03]] * 2)
     assert cell(board, "A", "pgd").figures.median_distance == 0.03
+
+
+def two_hops() -> Handmade:
+    """Four samples, of which A has all right but the last, B all but the first. L2 is Linf here."""
+    board = Handmade([0, 0, 0, 0], (threat(),), attacks=("hop",))
+    for model, clean, columns, distance in (
+        ("A", [0, 0, 0, 1], "AAA-", [0.9, 0.1, 0.3, 0]),
+        ("B", [1, 0, 0, 0], "-ArA", [0, 0.2, 0.5, 0.7]),
+    ):
+        board.fit(model, clean)
+        board.attack(
+            model,
+            "hop",
+            clean,
+            [columns],
+            [[1] * 4],
+            [distance],
+            kind="minimum-norm",
+            access="labels",
+        )
+    return board
+
+
+def test_distances_on_the_samples_that_every_model_has_right():
+    """These are 1 and 2; B's attack found an image for the first of them alone."""
+    figures = [cell(two_hops(), model, "hop").figures for model in ("A", "B")]
+    assert [(f.shared, f.shared_found) for f in figures] == [(2, 2), (2, 1)]
+    assert [f.shared_mean_distance for f in figures] == pytest.approx([0.2, 0.2])
+    assert [f.shared_median_distance for f in figures] == pytest.approx([0.2, 0.2])
+    lines = markdown.render(aggregate(two_hops().manifest(), two_hops().records)).splitlines()
+    assert "| B | 0.2 / 0.2 (1 of 2) |" in lines
+
+
+def test_other_seeds_models_do_not_narrow_what_is_shared():
+    board = Handmade([0, 0], (threat(),), attacks=("hop",), seeds=(0, 1))
+    for model in "AB":
+        for seed, clean in enumerate(([0, 1], [0, 0])):
+            board.fit(model, clean, seed)
+            outcome = "A-" if clean[1] else "AA"
+            board.attack(
+                model,
+                "hop",
+                clean,
+                [outcome],
+                [[1, 1]],
+                [[0.1, 0.3]],
+                seed=seed,
+                kind="minimum-norm",
+            )
+    figures = cell(board, "A", "hop").figures
+    assert figures.shared == pytest.approx((1 + 2) / 2)
+    assert figures.shared_mean_distance == pytest.approx((0.1 + 0.2) / 2)
+
+
+def test_success_and_distance_against_queries():
+    """At the reference 0.2: after 100 queries one of three is within it, after 200 two are. No
+    sample asked for more than 250, so 500 is the last point. The last sample is misclassified."""
+    board = Handmade([0, 0, 0, 0], (threat(),), models=("A",), attacks=("hop",))
+    board.fit("A", [0, 0, 0, 1])
+    first = [[0.1, 0.1, 0.1], [INF, 0.2, 0.1], [INF, 0.9, 0.4], [0.1, 0.1, 0.1]]
+    curve = [row + row[-1:] * (len(CHECKPOINTS) - 3) for row in first]
+    board.attack(
+        "A", "hop", [0, 0, 0, 1], ["AAA-"], [[1] * 4], [[0.1, 0.1, 0.4, 0]], kind="minimum-norm",
+        access="labels", curve=curve, forward=[[250, 90, 250, 0]],
+    )  # fmt: skip
+    found = cell(board, "A", "hop").figures.by_queries
+    assert [q for q, _, _ in found] == [100, 200, 500]
+    assert [s for _, s, _ in found] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert [d for _, _, d in found] == [INF, 0.2, 0.1]
+    lines = markdown.render(aggregate(board.manifest(), board.records)).splitlines()
+    assert "| A | hop | 33.3 / ∞ | 66.7 / 0.2 | 66.7 / 0.1 |" in lines
+
+
+def test_a_row_says_which_kinds_of_attack_reached_it():
+    attacks = ("nets", "hop", "stand-in", "smooth", "smoother")
+    board = Handmade([0], (threat(),), models=("A", "B"), attacks=attacks)
+    kinds = ("substitute", "labels", "gradients", "bpda", "surrogate")
+    for model in "AB":
+        board.fit(model, [0])
+    for attack, kind in zip(attacks, kinds, strict=True):
+        board.attack("A", attack, [0], ["r"] * 2, [[0]] * 2, [[0]] * 2, access=kind)
+    assert row(board, "A").reached == ("gradient", "surrogate gradient", "decision", "substitute")
+    assert row(board, "B").reached == ()
 
 
 def test_queries_are_of_attacked_samples_at_the_reference():

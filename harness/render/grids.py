@@ -28,7 +28,8 @@ def ranking(table: Table) -> Grid:
     core = [f"{a}*" if a in table.threat.core else a for a in table.attacks]
     header = ("Rank", "Model", "Clean", "Robust (core)", "Robust (all)", "8-bit (core)")
     rows = tuple(_ranking_row(row, table.at) for row in table.rows)
-    return Grid((*header, *map(plain, core), "Notes"), "rl" + "r" * (4 + len(core)) + "l", rows)
+    align = "rl" + "r" * (4 + len(core)) + "ll"
+    return Grid((*header, *map(plain, core), "Reached by", "Notes"), align, rows)
 
 
 def _ranking_row(row: Row, at: int) -> Cells:
@@ -40,6 +41,7 @@ def _ranking_row(row: Row, at: int) -> Cells:
         percent(row.everything[at] if row.everything else None),
         percent(row.eight),
         *(_attack(cell, at) for cell in row.cells),
+        ", ".join(row.reached) or NONE,
         plain("; ".join(filter(None, [row.reason and f"unranked: {row.reason}", *row.flags]))),
     )
 
@@ -139,6 +141,40 @@ def rounds(table: Table) -> Grid:
             if f.rounds:
                 rows.append((*name, "worst", *[NONE] * 4, *map(percent, f.worst_round)))
     return Grid(header + _budgets(table), "ll" + "r" * (5 + len(table.threat.eps)), tuple(rows))
+
+
+def shared(table: Table) -> Grid:
+    """Minimum-norm attacks on the samples that every model has right: mean / median distance."""
+    which = [
+        i
+        for i, cells in enumerate(zip(*(row.cells for row in table.rows), strict=True))
+        if any(c.figures.shared > 0 for c in cells)
+    ]
+    header = ("Model", *(plain(table.attacks[i]) for i in which))
+    several = len(table.rows) > 1 and which
+    rows = [(plain(r.model), *(_on_shared(r.cells[i]) for i in which)) for r in table.rows]
+    return Grid(header, "l" + "r" * len(which), tuple(rows) if several else ())
+
+
+def _on_shared(cell: AttackCell) -> str:
+    f = cell.figures
+    if not f.shared > 0:
+        return NONE if cell.robust else plain(cell.status)
+    pair = f"{number(f.shared_mean_distance)} / {number(f.shared_median_distance)}"
+    whole = f.shared_found == f.shared
+    return pair if whole else f"{pair} ({count(f.shared_found)} of {count(f.shared)})"
+
+
+def by_queries(table: Table) -> Grid:
+    """After so many queries: how many samples are fooled / the median distance."""
+    cells = [(row, cell) for row in table.rows for cell in row.cells if cell.figures.by_queries]
+    points = sorted({q for _, cell in cells for q, _, _ in cell.figures.by_queries})
+    rows = []
+    for row, cell in cells:
+        known = {q: f"{percent(s)} / {number(d)}" for q, s, d in cell.figures.by_queries}
+        told = (known.get(q, NONE) for q in points)
+        rows.append((plain(row.model), plain(cell.attack), *told))
+    return Grid(("Model", "Attack", *map(count, points)), "ll" + "r" * len(points), tuple(rows))
 
 
 def optimality(table: Table) -> Grid:

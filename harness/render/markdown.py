@@ -108,6 +108,9 @@ def _opening(board: Leaderboard) -> Iterator[str]:
   correction), so models that cannot be told apart share a rank. A model that lacks a result of a
   core attack is shown and not ranked, and its number is of the attacks that it has. Nor is one
   ranked for which a core attack returned invalid images of samples that survived the core.
+* **Reached by**: the kinds of attack with a result on the model. *Surrogate gradient*: through what
+  stands in for it backwards; *parts*: on the units of a network without one; *score*, *decision*:
+  by its scores, its labels alone; *transfer*, *substitute*: made on another model.
 * **8-bit** is the same for adversarial images rounded to k/255 inside the ball; – where the data
   is not on that grid."""
 
@@ -141,6 +144,22 @@ def _threat(board: Leaderboard, table: Table) -> Iterator[str]:
     if (pool := grids.optimality(table)).rows:
         yield "Mean optimality over the models:"
         yield _draw(pool)
+    if (same := grids.shared(table)).rows:
+        yield f"### {threat.norm}: distances on the same samples"
+        yield (
+            "Mean / median distance on the samples that every model has right, those of them in "
+            "parentheses that an image was found for, where it is not all. The distances above are "
+            "each model's own."
+        )
+        yield _draw(same)
+    if (spent := grids.by_queries(table)).rows:
+        yield f"### {threat.norm}: query by query"
+        yield (
+            f"After so many queries: correctly classified samples, in %, with an adversarial query "
+            f"within ε = {threat.reference.text} among them / median distance, ∞ where less than "
+            "half have one."
+        )
+        yield _draw(spent)
     if (course := grids.rounds(table)).rows:
         yield f"### {threat.norm}: round by round"
         yield (

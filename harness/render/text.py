@@ -40,7 +40,7 @@ def interval(share: Share | None) -> str:
 
 def number(value: float) -> str:
     """Four significant digits: 0.03137, 12.35, 1.2e+05."""
-    return NONE if math.isnan(value) else f"{value:.4g}"
+    return NONE if math.isnan(value) else f"{value:.4g}".replace("inf", "∞")
 
 
 def count(value: float) -> str:

@@ -18,6 +18,10 @@ FIGURES = (
     "median_distance",
     "rho",
     "rho_all",
+    "shared",
+    "shared_found",
+    "shared_mean_distance",
+    "shared_median_distance",
     "forward",
     "backward",
     "to_success",
@@ -122,6 +126,11 @@ def _cell(table: Table, subject: Subject, cell: AttackCell) -> Iterator[Tidy]:
         for measure, value in zip(LEARNT, learnt, strict=True):
             name = f"round_{i + 1}_{measure}"
             yield _tidy(subject, NOWHERE, name, Value(value, seeds=seeds))
+    for queries, share, distance in cell.figures.by_queries:
+        at = f"queries_{queries:.0f}"
+        found = Value(share, seeds=seeds)
+        yield _tidy(subject, _eps(table, table.at), f"{at}_success", found)
+        yield _tidy(subject, NOWHERE, f"{at}_median_distance", Value(distance, seeds=seeds))
     for measure in FIGURES:
         value = getattr(cell.figures, measure)
         yield _tidy(subject, NOWHERE, measure, Value(value, seeds=seeds))

@@ -140,4 +140,6 @@ class Handmade:
             arrays["target"] = np.array(more.pop("target"))
         if "round_label" in more:
             arrays["round_label"] = np.array(more.pop("round_label"))
+        if "curve" in more:
+            arrays["curve"] = np.array(more.pop("curve"), float)[:, None]
         return self.add(model, seed, attack, norm, arrays=arrays, facts=facts, **more)
