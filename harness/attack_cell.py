@@ -311,6 +311,7 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
     seeds = bench.images(reserved[len(reserved) - own :])
     rounds, ledger = assault.prepare(seeds)
     columns, labels, infos, doubtful = None, [], [], 0
+    flags: list[str] = []
     try:
         for turn in rounds:
             made, likeness = _columns(bench, samples), Likeness.of(turn, assault.victim, part)
@@ -327,12 +328,23 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
             info = {name: float(value) for name, value in turn.info.items()}
             queries = int(ledger.forward.sum())
             infos.append({**info, **likeness.facts(), "queries": queries})
-    except BudgetSpent as error:
-        if columns is None:
-            raise PluginError(f"no round was prepared within the budget: {error}") from error
+    except BudgetSpent:
+        flags.append(f"its queries were spent after {len(labels)} rounds")
+        columns = columns or _untouched(bench, assault, samples)
     if columns is None:
         raise PluginError("prepare() gave no round")
-    arrays = {**columns.arrays(), "round_label": np.stack(labels)}
+    by_round = {"round_label": np.stack(labels)} if labels else {}
+    arrays = {**columns.arrays(), **by_round}
     queries = int(ledger.forward.sum())
     facts = {"rounds": infos, "preparation_queries": queries, **_stability(doubtful)}
-    return arrays, facts, columns.examples()
+    return arrays, {**facts, "flags": [*facts["flags"], *flags]}, columns.examples()
+
+
+def _untouched(bench: Bench, assault: Assault, samples: Samples) -> Columns:
+    """What an attack that found nothing returns: the clean images."""
+    rows, columns = _attacked(bench, samples), _columns(bench, samples)
+    part = samples.at(rows)
+    for threat in _grid(bench):
+        verdict, _ = _judged(assault.victim, part, part.x, threat, eight_bit=columns.eight_bit)
+        columns.add(rows, verdict, Ledger(len(part.x)), part.x)
+    return columns

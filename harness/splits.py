@@ -245,7 +245,10 @@ def choose(y_test: Array, how: str, limit: int | None, seed_points: int) -> tupl
     if limit is not None and limit < 1:
         raise UsageError(f"limit: expected 1 or more images to evaluate, got {limit}")
     if not 0 <= seed_points < n:
-        raise UsageError(f"seed_points={seed_points}: there are {n} test images to share")
+        raise UsageError(
+            f"seed_points={seed_points}: they are taken from the test images, of which there are "
+            f"{n}; expected fewer"
+        )
     order = evaluation_order(y_test, how)
     left = n - seed_points
     return order[: min(limit or left, left)], order[left:]

@@ -29,6 +29,8 @@ FLAGS = {
     "sample is robust at no ε",
     "changed between two calls": "the model gave one image two labels; a sample that it got wrong "
     "once counts as wrong",
+    "queries were spent after": "the attack's budget ended before its last round: its images are "
+    "those of the last round that it made, the clean ones where it made none",
     "corrupted images were invalid": "not finite, or outside [0, 1]; they count as the clean image",
 }
 COLUMNS = """\
