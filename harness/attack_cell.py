@@ -123,6 +123,7 @@ def run(bench: Bench) -> Result:
     if samples.wanted is not None:
         common["target"] = samples.wanted.cpu().numpy()
     cost = {k: int(arrays[k].sum()) for k in ("forward", "backward")}
+    cost["forward"] += facts.get("preparation_queries", 0)
     return Result(
         "ok",
         facts={

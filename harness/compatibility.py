@@ -67,7 +67,11 @@ def incompatible(
     missing = _missing(model, attack)
     if missing:
         return f"{attack.name} needs the part {missing}, which {model.name} has not, as it is set"
-    return _out_of_reach(model, attack, given) or _beyond_its_source(attack, refs)
+    return (
+        _out_of_reach(model, attack, given)
+        or _beyond_its_source(attack, refs)
+        or _beyond_a_substitute(attack, refs)
+    )
 
 
 def _missing(model: ModelSpec, attack: AttackSpec) -> str:
@@ -110,6 +114,24 @@ def _beyond_its_source(attack: AttackSpec, refs: tuple[ResolvedRef, ...]) -> str
     return ""
 
 
+def _beyond_a_substitute(attack: AttackSpec, refs: tuple[ResolvedRef, ...]) -> str:
+    """Why an attack cannot be made on what a preparing one learns: it has gradients, no parts and
+    no surrogate, and whatever learns answers alike each time."""
+    if not attack.prepares:
+        return ""
+    for inner in (r.resolved for r in refs if r.kind == "attack"):
+        spec, given = inner.entry.spec, inner.given
+        if spec.parts:
+            parts = ", ".join(spec.parts)
+            return f"{spec.name} needs the part {parts}, and what {attack.name} learns has none"
+        if given.gradient != "exact":
+            return f"gradient={given.gradient}: what {attack.name} learns has gradients of its own"
+    for learner in (r.resolved.entry.spec for r in refs if r.kind == "recipe"):
+        if learner.randomised:
+            return f"{learner.name} is randomised, and what {attack.name} learns may not be"
+    return ""
+
+
 def check_options(attack: Resolved, where: str) -> None:
     """Raise UsageError for options that contradict what the attack is."""
     spec, given = attack.entry.spec, attack.given
@@ -126,6 +148,11 @@ def check_options(attack: Resolved, where: str) -> None:
         raise UsageError(
             f"{where}: gradient and eot belong to the attack inside {spec.name}, which asks the "
             f"source: {spec.like}=(pgd:gradient=bpda)"
+        )
+    if spec.like and given.restarts > 1:
+        raise UsageError(
+            f"{where}: restarts belong to the attack inside {spec.name}, which never asks the "
+            f"judged model: {spec.like}=(pgd:restarts={given.restarts})"
         )
     for nested in attack.refs:
         if nested.kind == "attack":

@@ -156,7 +156,7 @@ class Assault:
                 alone = [self._one_batch(part.at(r[None]), threat, restart) for r in rows]
                 return torch.cat([x_adv for x_adv, _ in alone]), _joined(alone)
             x_adv = target.closest.best if target.closest is not None else part.x
-        if target.closest is not None and asks_only(spec):
+        if target.closest is not None and asks_only(spec) and not spec.pooled:
             target.ledger.curve = target.closest.curve
         return x_adv, target.ledger
 
@@ -165,7 +165,7 @@ class Assault:
         n = len(part.x)
         wanted = self._wanted(part)
         exact = given.gradient == "exact" and not source.randomised
-        noted = given.query_budget is not None or asks_only(spec)
+        noted = given.query_budget is not None or (asks_only(spec) and not spec.pooled)
         return Target(
             source=source,
             level=spec.needs,

@@ -16,7 +16,8 @@ from harness.manifest import ThreatRow
 from harness.measures import NAN, Attacked, Bools, Figures, Floats, reference_column
 from harness.outcome import within
 
-WHITE_BOX = frozenset({"gradients", "bpda", "surrogate", "parts"})
+GRADIENTS = frozenset({"gradients", "bpda", "surrogate"})
+WHITE_BOX = GRADIENTS | {"parts"}
 TOLERANCE = 0.002  # AutoAttack's, in its check of Square against the white-box attacks
 NEGLIGIBLE = 1e-3  # of the largest saving: below it, optimality would be a ratio of roundings
 

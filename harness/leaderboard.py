@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness.crossing import WHITE_BOX, Crossed, cross
+from harness.crossing import GRADIENTS, Crossed, cross
 from harness.lookup import NOT_FITTED, Found, Lookup, amount, status_of, statuses
 from harness.manifest import Manifest, ThreatRow
 from harness.measures import (
@@ -215,7 +215,7 @@ def _flags(
             if a.disagree:
                 yield f"{name}: {a.disagree} {RELABELLED}"
         yield from (f"{OUTDONE}: {name}" for name in c.outdone_by)
-        if c.attacked and not any(a.access in WHITE_BOX for a in c.attacked.values()):
+        if c.attacked and not any(a.access in GRADIENTS for a in c.attacked.values()):
             yield NO_GRADIENT
 
 

@@ -75,7 +75,7 @@ class Figures:
                  right, and those of them that it found an adversarial image for
     shared_mean_distance, shared_median_distance: over the latter
     forward, backward: queries per attacked sample at the reference eps
-    to_success:  forward queries per sample that it succeeded on there
+    to_success:  forward queries per sample that it succeeded on there, if it prepared nothing
     preparation: queries spent before the first sample was attacked
     invalid, unstable: images of all columns that broke a rule, or whose label would not settle
     adds:        how much robust accuracy at the reference eps rises without this attack
@@ -156,6 +156,7 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools, shared: Bools
     right = correct & seen
     column = 0 if once else reference_column(threat)
     forward, backward, to_success = _queries(arrays, column, right)
+    preparation = float(record.facts.get("preparation_queries", NAN))
     invalid = _invalid(outcome)
     figures = Figures(
         accuracy=_accuracy_once(arrays, threat) if once else _accuracy(arrays),
@@ -163,8 +164,8 @@ def read_attack(record: Record, threat: ThreatRow, correct: Bools, shared: Bools
         **(_on_shared(arrays, threat.norm, right & shared) if once else {}),
         forward=forward,
         backward=backward,
-        to_success=to_success,
-        preparation=float(record.facts.get("preparation_queries", NAN)),
+        to_success=to_success if math.isnan(preparation) else NAN,
+        preparation=preparation,
         invalid=float(np.count_nonzero(invalid)),
         unstable=float(np.count_nonzero(outcome == Outcome.UNSTABLE)),
         rounds=_rounds(arrays),

@@ -58,7 +58,7 @@ class AttackOptions:
     target:       none, or how a targeted attack chooses the label to reach
     eot:          passes of a randomised model that are averaged into one answer
     gradient:     exact, or through the model's surrogate: its backward pass alone (bpda) or all
-    query_budget: forward queries a sample may cost
+    query_budget: forward queries a sample may cost; all of what an attack that prepares asks
     seed_points:  images an attack that prepares is given; its own number where it is none
     """
 
@@ -67,7 +67,7 @@ class AttackOptions:
     eot: Annotated[int, Ge(1)] = 1
     gradient: Literal["exact", "bpda", "surrogate"] = "exact"
     query_budget: Annotated[int, Ge(1)] | None = None
-    seed_points: Annotated[int, Ge(0)] | None = None
+    seed_points: Annotated[int, Ge(1)] | None = None
 
 
 @dataclass(frozen=True)

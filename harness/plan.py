@@ -90,8 +90,9 @@ class Plan:
 
 
 def board_data(board: Board, ref: DataRef, dataset: Resolved, test_y: Any, seeds: int) -> Data:
-    """The slice of the loaded data set that the board evaluates."""
+    """The slice of the loaded data set that the board evaluates. Raises UsageError."""
     evaluated, reserved = choose(test_y, board.samples, board.limit, seeds)
+    _refuse_one_sided(board.samples, test_y[reserved], ref.classes)
     return Data(
         ref=ref,
         identity={**dataset.identity, "content": ref.content},
@@ -102,6 +103,18 @@ def board_data(board: Board, ref: DataRef, dataset: Resolved, test_y: Any, seeds
         slice={"ids": _digest(evaluated), "n": len(evaluated)},
         reserved=tuple(reserved.tolist()),
     )
+
+
+def _refuse_one_sided(samples: str, seeds: Any, classes: int) -> None:
+    """Raise UsageError where so many seed points could be of all classes, and are not."""
+    absent = sorted(set(range(classes)) - set(seeds.tolist()))
+    if absent and len(seeds) >= classes:
+        named = ", ".join(map(str, absent))
+        raise UsageError(
+            f"seed_points={len(seeds)}: the last {len(seeds)} images in the order samples = "
+            f"{samples!r} have none of class {named}"
+            + ("; 'stratified' mixes the classes" if samples == "first" else "; give more of them")
+        )
 
 
 def _digest(ids: Any) -> str:

@@ -271,7 +271,7 @@ def open_session(
     if changes.norms and not changes.attacks:
         asked, notes = _narrowed(asked, catalogue)
     plan = plan_board(asked, catalogue, data_dir)
-    notes += [*plan.board.hints, *_blind(plan.manifest)]
+    notes += [*plan.board.hints, *_blind(plan.manifest, asked, catalogue)]
     if asked == place.board:
         return Session(place, catalogue, plan, plan, tuple(notes))
     plan = _with_whole_core(plan, place.board, catalogue)
@@ -281,12 +281,14 @@ def open_session(
     return Session(place, catalogue, plan, own, tuple(notes))
 
 
-def _blind(manifest: Manifest) -> Iterator[str]:
+def _blind(manifest: Manifest, board: Board, catalogue: Catalogue) -> Iterator[str]:
     """Cores that cannot do justice to a model without gradients."""
-    levels = {attack.label: attack.level for attack in manifest.attacks}
+    specs = {c.label: attack_of(c, board, catalogue).entry.spec for c in board.attacks}
+    asking = {name for name, s in specs.items() if s.needs == "labels" and not s.parts}
+    asking = {name for name in asking if specs[name].prepares or not specs[name].like}
     without = [model.label for model in manifest.models if model.level != "gradients"]
     for threat in manifest.threats:
-        if without and threat.core and "labels" not in map(levels.get, threat.core):
+        if without and threat.core and not asking & set(threat.core):
             yield (
                 f"core: none of the {threat.norm} attacks asks for labels alone, and "
                 f"{', '.join(without)} gives no gradients: it may rank too high"

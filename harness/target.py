@@ -98,12 +98,16 @@ class Ledger:
 
     def charge(self, weight: Rows) -> None:
         """Count forward queries; refuse them all where one would exceed its sample's budget."""
+        self.check(weight)
+        self.forward += weight
+
+    def check(self, weight: Rows) -> None:
+        """Raise BudgetSpent where these would exceed a sample's budget."""
         if self.budget is not None and (over := self.forward + weight > self.budget).any():
             raise BudgetSpent(
                 f"{int((over & (weight > 0)).sum())} samples have spent their query budget "
                 f"of {self.budget}"
             )
-        self.forward += weight
 
 
 class Pool:
@@ -260,6 +264,8 @@ class Target:
         if len(x) <= size:
             return self._query(x, level)
         if self.rows is None:
+            if self.pool is None:  # all or nothing, whatever the chunks of a device are
+                self.ledger.check(self._cost("forward", x))
             return torch.cat([self._query(x[i : i + size], level) for i in range(0, len(x), size)])
         self._admit(x)
         pieces = [torch.arange(i, min(i + size, len(x))) for i in range(0, len(x), size)]

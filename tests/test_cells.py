@@ -131,6 +131,7 @@ def test_a_preparing_attack_leaves_rounds_and_its_seeds_are_not_evaluated(tmp_pa
     assert a["round_label"].shape == (2, 20, 3)
     assert np.array_equal(a["round_label"][-1], a["label"])
     assert (a["forward"] == 0).all()  # judging is not charged
+    assert record.cost["forward"] == record.facts["preparation_queries"] > 0
     assert np.array_equal(a["ids"], ran.of("tiny", "ascend").arrays["ids"])
 
 

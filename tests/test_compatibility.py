@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support import board_text, session_of
 
 from harness.api import Info
+from harness.board import parse_board
 from harness.compatibility import misfit
-from harness.errors import BrokenPlugin, PluginError
+from harness.data import DataRef
+from harness.errors import BrokenPlugin, PluginError, UsageError
 from harness.options import AttackOptions, ModelOptions, resolve
+from harness.plan import board_data
 from harness.registry import discover
 from harness.selection import parse_selection
 from harness_plugins.defenses.zero_one import SCD01
@@ -50,6 +55,24 @@ NO_SOURCE = (
             NO_SOURCE,
         ),
         ("blobs", "svm", "linear_sign", ""),
+        (
+            "blobs",
+            "tiny",
+            "substitute:seed_points=12,attack=linear_sign",
+            "linear_sign needs the part linear, and what substitute learns has none",
+        ),
+        (
+            "blobs",
+            "tiny",
+            "substitute:seed_points=12,attack=(pgd:gradient=bpda)",
+            "gradient=bpda: what substitute learns has gradients of its own",
+        ),
+        (
+            "blobs",
+            "tiny",
+            "substitute:seed_points=12,model=noisy",
+            "noisy is randomised, and what substitute learns may not be",
+        ),
     ],
 )
 def test_votes_of_linear_classifiers_are_told_before_they_are_trained(
@@ -111,3 +134,26 @@ def test_one_that_raises_is_a_broken_plugin():
         BrokenPlugin, match=r"stepped: parts\(info\) raised ValueError\('no\\nluck'\)$"
     ):
         verdict(model, "reads_threshold")
+
+
+@pytest.mark.parametrize(
+    ("order", "seeds", "said"),
+    [
+        (
+            "first",
+            4,
+            "the last 4 images in the order samples = 'first' have none of class 0; 'stra",
+        ),
+        ("first", 1, ""),  # too few for both classes, whatever the order
+        ("stratified", 4, ""),
+    ],
+)
+def test_seed_points_that_lack_a_class_are_refused(order, seeds, said):
+    """Six test images of either class, in the files one class after the other."""
+    board = parse_board(
+        board_text(["tiny"], ["student"], more=f'samples = "{order}"').encode(), "b"
+    )
+    ref = DataRef("", "", (1, 3, 4), 2, 10, 12, on_grid=True)
+    named = SimpleNamespace(identity={})
+    with pytest.raises(UsageError, match=said) if said else contextlib.nullcontext():
+        board_data(board, ref, named, np.repeat([0, 1], 6), seeds)

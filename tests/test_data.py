@@ -243,7 +243,7 @@ def test_evaluated_images_and_seed_points_are_disjoint(
     [
         (0, 0, "limit: .* got 0"),
         (-3, 0, "got -3"),
-        (1, 6, "seed_points=6: there are 6"),
+        (1, 6, "seed_points=6: they are taken from the test images, of which there are 6"),
         (1, -1, "seed_points=-1"),
     ],
 )

@@ -352,9 +352,11 @@ def test_restarts_of_a_deterministic_attack_are_refused():
 def test_seed_points_are_for_attacks_that_prepare():
     assert resolved("learn").given.seed_points == 150
     assert identity("learn") == identity("learn:seed_points=150")
-    assert identity("learn") != identity("learn:seed_points=0")
+    assert identity("learn") != identity("learn:seed_points=1")
     with pytest.raises(UsageError, match="pgd: seed_points is for attacks that prepare"):
         resolved("pgd:seed_points=3")
+    with pytest.raises(UsageError, match=r"'seed_points': expected int \| none, ≥ 1; got '0'"):
+        resolved("learn:seed_points=0")
 
 
 def test_without_harness_options_there_are_none():

@@ -138,14 +138,14 @@ def test_one_coin_a_round_decides_the_direction_and_falls_both_ways():
     assert set(slope_signs(target, Known())) == {-1, 1}
 
 
-def test_cleverhans_goes_up_for_the_first_half_and_then_down():
+def test_cleverhans_goes_down_for_three_rounds_and_then_up():
     target = Asked(Halves())
     rounds(Substitute(preset="cleverhans", net=Fixed(), attack=FGSM(), epochs=1), target, seeds(8))
     whole = [target.points[0]]
     for new in target.points[1:]:
         whole.append(torch.cat([whole[-1], new]))
     target.points = whole
-    assert slope_signs(target, Known()) == [1, 1, 1, -1, -1]
+    assert slope_signs(target, Known()) == [-1, -1, -1, 1, 1]
 
 
 class Constant(nn.Module):
@@ -158,16 +158,37 @@ class TwoOfThree(nn.Module):
         return torch.cat([Halves()(x), torch.full((len(x), 1), -9.0)], 1)
 
 
-@pytest.mark.parametrize(
-    ("module", "said"),
-    [
-        (Constant(), "gives all 40 seed points the label 1: there is nothing to learn"),
-        (TwoOfThree(), "gives none of the 40 seed points the label 2 of 3; give more seed_points"),
-    ],
-)
-def test_what_cannot_be_learnt_is_said(module, said):
+def test_a_constant_target_cannot_be_learnt():
+    said = "gives all 40 seed points the label 1: there is nothing to learn"
     with pytest.raises(PluginError, match=said):
-        rounds(of({}), Asked(module, classes=3), seeds())
+        rounds(of({}), Asked(Constant(), classes=3), seeds())
+
+
+def test_a_target_that_never_gives_a_label_is_learnt_all_the_same():
+    made = rounds(of({}, rounds=3, lr=0.05), Asked(TwoOfThree(), classes=3), seeds())
+    assert len(made) == 3
+    learner = Substitute(model=SVM(), attack=FGSM(), rounds=3)
+    with pytest.raises(PluginError, match="none of the 40 seed points the label 2 of 3, and the"):
+        rounds(learner, Asked(TwoOfThree(), classes=3), seeds())
+
+
+class Fading(nn.Module):
+    """Halves, until it has been asked about more than 40 points: then all is class 0."""
+
+    def forward(self, x):
+        return Halves()(x) if len(x) <= 40 else torch.tensor([1.0, 0.0]).expand(len(x), 2)
+
+
+def test_a_model_keeps_what_it_learnt_where_a_round_has_one_label():
+    made = rounds(Substitute(model=SVM(), attack=FGSM(), rounds=3), Asked(Fading()), seeds())
+    assert [int(r.info["points"]) for r in made] == [40, 80, 160]
+    assert made[0].substitute is made[1].substitute is made[2].substitute
+
+
+@pytest.mark.parametrize("given", [{"net": Dual()}, {"epochs": 3}, {"lr": 0.1}])
+def test_options_of_a_network_are_refused_beside_a_model(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is of a network"):
+        Substitute(model=SVM(), attack=FGSM(), **given)
 
 
 def test_a_target_of_the_substitutes_own_kind_is_learnt_and_fooled():
@@ -245,6 +266,8 @@ def test_presets_are_starting_points():
     paper = Substitute(preset="paper", lr=0.5).plan()
     assert (paper.optimiser, paper.batch, paper.lr, paper.rounds) == ("sgd", 200, 0.5, 20)
     assert Substitute(preset="cleverhans", rounds=2).plan().rounds == 2
+    assert Substitute(preset="paper").plan().net == Dual(activation="sigmoid")
+    assert Substitute(preset="paper", net=Blocks()).plan().net == Blocks()
 
 
 def count(net, kind):

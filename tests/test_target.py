@@ -83,6 +83,16 @@ def test_n_times_100_queries_are_chunked_and_counted():
     assert torch.equal(labels, linear()(many).argmax(1))
 
 
+def test_a_free_targets_call_is_refused_whole_whatever_its_chunks():
+    for chunk in (2, 64):
+        ledger = Ledger(1, budget=8)
+        target = Target(Source(linear(), K, chunk), "labels", ledger)
+        target.labels(images())
+        with pytest.raises(BudgetSpent):
+            target.labels(images())
+        assert ledger.forward.tolist() == [6]
+
+
 def test_a_spent_budget_refuses_the_whole_call_and_counts_nothing_of_it():
     target, x = target_of("labels", budget=2), images()
     target.labels(x)

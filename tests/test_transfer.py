@@ -193,6 +193,10 @@ def test_what_is_needed_is_asked_of_the_source(tmp_path, attack, reason):
         ("transfer:source=tiny,attack=gaussian_noise", "'gaussian_noise' is a corruption, which"),
         ("transfer:source=tiny,attack=substitute", "'substitute' prepares, so it cannot be inside"),
         ("transfer:source=tiny,attack=fgsm,restarts=2", "restarts=2 of a deterministic attack"),
+        (
+            "transfer:source=tiny,attack=pgd,restarts=2",
+            "restarts belong to the attack inside transfer, which never asks the judged model",
+        ),
         ("transfer:source=tiny,attack=deepfool", "supports L2, Linf, none of which"),
         (
             "transfer:source=tiny,gradient=bpda",

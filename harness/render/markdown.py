@@ -19,8 +19,8 @@ FLAGS = {
     OUTDONE: "an attack that sees less of the model leaves less robust accuracy than all white-box "
     "attacks together, by more than 0.2 points and two samples: the gradients mislead, and the "
     "robust accuracy is likely too high",
-    NO_GRADIENT: "no attack with gradients, exact or through a surrogate, or with the model's own "
-    "parts has a result on the model: its robust accuracy rests on attacks that see less",
+    NO_GRADIENT: "no attack with gradients, exact or through a surrogate, has a result on the "
+    "model: its robust accuracy rests on other attacks",
     INVALID: "of the attack's images, those that left the ball or the box or were not finite, and "
     "whose sample it broke with no other image: they count as robust, and nothing is known of them",
     RELABELLED: "the attack's cell and the fit's do not agree on some clean images, as with a "

@@ -65,7 +65,8 @@ class Decisions:
         """For each sample that stands the first of so many random images that fools: rows, images.
 
         Noise in the first draw; after it the noise is in squares of 2, 4, … pixels, up to one
-        colour, and begins again: all noise may look like one class, which has samples too.
+        colour, and begins again: all noise may look like one class, which has samples too. Where a
+        label is to be reached, many samples may be without a start.
         """
         rows, images = self.standing(), self.x.clone()
         found = torch.zeros_like(self.y, dtype=torch.bool)

@@ -27,13 +27,15 @@ from harness.plugin import AttackRef, OneOf, RecipeRef, ref
 from harness_plugins.architectures import Architecture
 from harness_plugins.substitutes import NETS, Dual
 
+TUTORIAL_TURNS = 3  # rounds before CleverHans's tutorial turns round
 CHUNK = 1000  # points a pass for gradients takes
 
 
 @dataclass(frozen=True)
 class Plan:
     """What an attack is run with. signs: how a round's direction is chosen; relabel: all points
-    are asked anew in every round, not the new ones alone."""
+    are asked anew in every round, not the new ones alone. CleverHans's tutorial goes down in its
+    first three rounds and then up (`lmbda_coef`)."""
 
     rounds: int = 20
     epochs: int = 20
@@ -42,14 +44,15 @@ class Plan:
     lr: float = 1e-4
     step: float = 0.1
     cap: int = 3200
-    signs: Literal["coin", "halves"] = "coin"
+    signs: Literal["coin", "tutorial"] = "coin"
     relabel: bool = True
+    net: Architecture = Dual()
 
 
 PRESETS = {
     "code": Plan(),
-    "paper": Plan(batch=200, optimiser="sgd", lr=0.01),
-    "cleverhans": Plan(rounds=6, epochs=10, lr=1e-3, cap=10**9, signs="halves", relabel=False),
+    "paper": Plan(batch=200, optimiser="sgd", lr=0.01, net=Dual(activation="sigmoid")),
+    "cleverhans": Plan(rounds=6, epochs=10, lr=1e-3, cap=10**9, signs="tutorial", relabel=False),
 }
 
 
@@ -69,10 +72,12 @@ class Substitute:
     substitute, not clipped. Where there are more than `cap`, the new ones take the others' place.
 
     preset:    code, paper or cleverhans, which begins with seed_points=150: what is none below
-    net:       the network that learns, its weights kept from round to round; the preset `paper`
-               goes with net=(dual:activation=sigmoid)
-    model:     a model of the project that learns instead, anew in every round and of points clipped
-               to [0, 1]; where it has no gradients its surrogate's are followed
+    net:       the network that learns, its weights kept from round to round; the preset's has two
+               layers of 200
+    model:     a model of the project that learns instead, by its own settings, anew in every round
+               and of points clipped to [0, 1]; where it has no gradients its surrogate's are
+               followed. It keeps the last round's where the target gives no point some label.
+               Its points move by the round's coin, too, where the papers' code has none for SCD01
     attack:    what makes the adversarial images, on the substitute
     rounds:    of learning
     epochs:    of a network's learning in a round, with a fresh optimiser
@@ -82,7 +87,7 @@ class Substitute:
     """
 
     preset: Literal["code", "paper", "cleverhans"] = "code"
-    net: Annotated[Architecture, OneOf(NETS)] = Dual()
+    net: Annotated[Architecture | None, OneOf(NETS)] = None
     model: Annotated[Model | None, RecipeRef()] = None
     attack: Annotated[Attack, AttackRef()] = ref("fgsm")
     rounds: Annotated[int, Ge(1)] | None = None
@@ -91,6 +96,13 @@ class Substitute:
     step: Annotated[float, Gt(0)] | None = None
     optimiser: Literal["adam", "sgd"] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("net", "epochs", "lr", "optimiser"):
+            if self.model is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is of a network that learns; the model has its own settings"
+                )
+
     def plan(self) -> Plan:
         """The preset's, with what was given in its place."""
         own = {name.name for name in fields(Plan)}
@@ -98,11 +110,11 @@ class Substitute:
         return replace(PRESETS[self.preset], **given)
 
     def prepare(self, target: Target, seeds: Tensor, rng: Rng) -> Iterator[Round]:
-        """Raises PluginError where the target gives no seed point some label."""
+        """Raises PluginError where the target gives all seed points one label."""
         plan, x, k = self.plan(), seeds, target.classes
         learner = self._learner(plan, Info(_shape(seeds), k, len(seeds)), rng, seeds.device)
         labels = target.labels(x)
-        _refuse_unlearnable(labels, k)
+        _refuse_unlearnable(labels)
         for turn in range(plan.rounds):
             if turn and plan.relabel:
                 labels = target.labels(x)
@@ -119,7 +131,7 @@ class Substitute:
     def _learner(self, plan: Plan, info: Info, rng: Rng, device: torch.device) -> Learner:
         if self.model is not None:
             return Retrained(self.model, info, rng, device)
-        return Network(self.net.build(info).to(device), plan)
+        return Network(plan.net.build(info).to(device), plan)
 
 
 @dataclass(frozen=True)
@@ -145,16 +157,29 @@ class Network:
         return net.eval().requires_grad_(requires_grad=False)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Retrained:
-    """A model of the project, trained from the start every time."""
+    """A model of the project, trained from the start every time that there are all labels."""
 
     model: Model
     info: Info
     rng: Rng
     device: torch.device
+    last: nn.Module | None = None
 
     def learn(self, x: Tensor, labels: Tensor) -> nn.Module:
+        absent = set(range(self.info.classes)) - set(labels.tolist())
+        if not absent:
+            self.last = self._fitted(x, labels)
+        elif self.last is None:
+            raise PluginError(
+                f"the target gives none of the {len(x)} seed points the label {min(absent)} of "
+                f"{self.info.classes}, and the model that learns needs them all; give more "
+                "seed_points, or a net"
+            )
+        return self.last
+
+    def _fitted(self, x: Tensor, labels: Tensor) -> nn.Module:
         seed = int(self.rng.integers(2**62)[0])
         data = TrainingSet(replace(self.info, train=len(x)), x.cpu(), labels.cpu())
         fitted = self.model.fit(data, Run(seed, self.device)).to(self.device).eval()
@@ -189,26 +214,19 @@ def _shape(x: Tensor) -> tuple[int, int, int]:
     return c, h, w
 
 
-def _refuse_unlearnable(labels: Tensor, k: int) -> None:
-    """Raise PluginError unless every class is among the labels of the seed points."""
-    counts = torch.bincount(labels, minlength=k)
-    absent = (counts == 0).nonzero()[:, 0].tolist()
-    if len(absent) == k - 1:
+def _refuse_unlearnable(labels: Tensor) -> None:
+    """Raise PluginError where the target gives all seed points the same label."""
+    if len(labels.unique()) == 1:
         raise PluginError(
             f"the target gives all {len(labels)} seed points the label {int(labels[0])}: there is "
             "nothing to learn"
-        )
-    if absent:
-        raise PluginError(
-            f"the target gives none of the {len(labels)} seed points the label {absent[0]} of {k}; "
-            "give more seed_points"
         )
 
 
 def _sign(plan: Plan, turn: int, rng: Rng) -> float:
     """+1 or −1, the same for all points of a round."""
-    if plan.signs == "halves":
-        return 1.0 if turn < plan.rounds / 2 else -1.0
+    if plan.signs == "tutorial":
+        return -1.0 if turn < TUTORIAL_TURNS else 1.0
     return 1.0 - 2.0 * int(rng.integers(2)[0])
 
 
