@@ -1,6 +1,6 @@
 """Attacks that see labels alone on LeNet-5 and MNIST, one thread: cost of a query, and strength.
 
-    HARNESS_DATA=<folder with mnist/> python benchmarks/decision.py [STEPS [IMAGES]]
+    HARNESS_DATA=<folder with mnist/> python benchmarks/decision.py [STEPS [IMAGES [REPETITIONS]]]
 
 HopSkipJump of STEPS steps, ours and its peers', then the boundary attack with as many queries as
 ART's took. "Us a query" is CPU time over the queries that the network was asked; "own" divides it
@@ -26,7 +26,7 @@ from torch import Tensor
 from harness.api import Threat
 from harness.errors import HarnessError
 
-STEPS, IMAGES, ROWS, REPETITIONS = 15, 20, 96, 3
+STEPS, IMAGES, REPETITIONS, ROWS = 15, 20, 3, 96
 MOST_OWN, LEAST_FASTER = 1.3, 3.0
 
 
@@ -101,14 +101,14 @@ def pass_cost(on: Setting) -> Callable[[], float]:
     return lambda: median(interleaved({"forward": forward}, 15)["forward"]) / ROWS
 
 
-def rows(on: Setting, contest: Contest) -> Iterator[list[object]]:
+def rows(on: Setting, contest: Contest, repetitions: int) -> Iterator[list[object]]:
     """A row for each side."""
     sides = {"ours": ours(on, contest.ours, contest.norm)} | {
         name: theirs(on, peer) for name, peer in contest.theirs.items() if peers.installed(name)
     }
     costs: list[float] = []
     measure = pass_cost(on)
-    seconds = interleaved({**sides, "passes": lambda: costs.append(measure())}, REPETITIONS)
+    seconds = interleaved({**sides, "passes": lambda: costs.append(measure())}, repetitions)
     each = {name: median(seconds[name]) / side.queries for name, side in sides.items()}
     for name, side in sides.items():
         queries = side.queries / len(on.x)
@@ -127,16 +127,16 @@ def rows(on: Setting, contest: Contest) -> Iterator[list[object]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    given = [int(text) for text in sys.argv[1:3]]
-    steps, images = given + [STEPS, IMAGES][len(given) :]
+    given = [int(text) for text in sys.argv[1:4]]
+    steps, images, repetitions = given + [STEPS, IMAGES, REPETITIONS][len(given) :]
     try:
         on = setting("MNIST", images)
     except HarnessError as error:
         sys.exit(f"decision.py: {error}")
-    made = [row for contest in contests(steps) for row in rows(on, contest)]
+    made = [row for contest in contests(steps) for row in rows(on, contest, repetitions)]
     print(
         f"LeNet-5, {images} MNIST images, {steps} steps of HopSkipJump, one thread; "
-        f"medians of {REPETITIONS} interleaved runs\n"
+        f"medians of {repetitions} interleaved runs\n"
     )
     print(f"{machine()}\n")
     header = ("attack", "who", "queries", "us a query", "own", "x ours", "median", "at its queries")
