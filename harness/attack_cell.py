@@ -334,7 +334,8 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
         columns = columns or _untouched(bench, assault, samples)
     if columns is None:
         raise PluginError("prepare() gave no round")
-    by_round = {"round_label": np.stack(labels)} if labels else {}
+    small = np.int8 if assault.victim.predictor.classes <= np.iinfo(np.int8).max else np.int16
+    by_round = {"round_label": np.stack(labels).astype(small)} if labels else {}
     arrays = {**columns.arrays(), **by_round}
     queries = int(ledger.forward.sum())
     facts = {"rounds": infos, "preparation_queries": queries, **_stability(doubtful)}
