@@ -183,6 +183,23 @@ def test_restarts_end_where_the_queries_do(attack):
     assert (net(found).argmax(dim=1) != y).all()
 
 
+def test_a_spent_sample_is_given_to_no_further_restart():
+    """Three queries and one for the verdict are the first run's; this attack asks regardless."""
+    runs = []
+
+    def thrice(target, x, y, threat, rng):
+        runs.append(len(x))
+        for _ in range(3):
+            target.labels(x)
+        return x
+
+    net, x, y = halfspace(5)
+    source, rows = Source(net, 2, 512), np.arange(5)
+    target = Target(source, "labels", Ledger(5, 4), rows, np.ones(5, np.int64), judged=True)
+    Restarted(thrice, 4)(target, x, y, UNBOUND["L2"], draws(5))
+    assert runs == [5]
+
+
 def test_a_record_has_the_distance_against_queries(tmp_path):
     """Cut short, an attack has the same curve up to there. A white-box attack has none."""
     attacks = ["hopskipjump:steps=4", "hopskipjump:steps=4,query_budget=200", "deepfool"]
