@@ -130,10 +130,11 @@ def _placed(board: Board, folder: Path, raw: bytes) -> Place:
     with writing(folder):
         differs = other.is_file() and other.read_bytes() != raw
     if differs:
-        there = read_board(other)
+        there, here = (f"{b.name} version {b.version}" for b in (read_board(other), board))
+        how = f"{there}, not {here}" if there != here else f"{there} too, but not the same text"
         raise UsageError(
-            f"{other} is another board ({there.name} version {there.version}, not {board.name} "
-            f"version {board.version}): run `harness run {folder}`, or choose another --out"
+            f"{other} is another board ({how}): run `harness run {folder}`, copy yours there to "
+            "change it, or choose another --out"
         )
     return Place(board, folder, raw)
 

@@ -246,6 +246,16 @@ def test_another_board_in_the_folder_is_not_overwritten(call, tmp_path, monkeypa
     assert (folder / "board.toml").read_text() == TEXT
 
 
+def test_an_edited_board_is_told_from_the_one_of_its_name_in_the_folder(board, call, tmp_path):
+    folder = board(TEXT)
+    edited = tmp_path / "edited.toml"
+    edited.write_text(TEXT + "\n# one line more\n")
+    code, _, err = call("run", edited, "--out", folder)
+    assert code == 2
+    assert "is another board (kit version 1 too, but not the same text)" in err
+    assert "copy yours there" in err
+
+
 def test_torn_and_foreign_records_are_named_excluded_and_left(board, call):
     folder = board(TEXT)
     call("run", folder, "--jobs", 1)

@@ -24,12 +24,14 @@ from harness.cli import cli
 from harness.data import Files, check
 from harness.errors import UsageError
 from harness.fields import describe_fields
+from harness.leaderboard import aggregate
 from harness.lookup import ATTACK, CORRUPTED, CURVE, EIGHT_BIT, FIT, ROUNDS, TARGET
 from harness.options import AttackOptions, ModelOptions
 from harness.outcome import Outcome
 from harness.plugin import AttackSpec, DatasetSpec, ModelSpec
 from harness.registry import discover
-from harness.session import Changes, locate, open_session
+from harness.render.grids import ranking
+from harness.session import Changes, locate, open_session, plan_board
 from harness.splits import DataOptions
 
 ROOT = Path(__file__).parents[1]
@@ -115,11 +117,16 @@ def test_every_command_and_every_exit_code_is_in_the_readme():
 
 
 def test_the_readmes_table_is_of_the_quick_board_as_it_is():
+    """Its title and its columns; the figures are of whoever ran it."""
     sample = PAGES["README.md"].partition("<!-- output of: harness run -->")[2].partition("<!--")[0]
     board = locate(None, None).board
     attacks = {c.label for c in board.attacks} - {"gaussian_noise"}  # its table is another
     assert not [name for name in {c.label for c in board.models} | attacks if name not in sample]
     assert f"ε = {board.threats[0].reference.text}: % of all {board.limit} evaluated" in sample
+    plan = plan_board(board, discover(), None)
+    table = aggregate(plan.manifest, {}, ()).tables[0]
+    shown = next(line for line in sample.splitlines() if "Rank" in line)
+    assert re.split(r" {2,}", shown.strip()) == list(ranking(table).header)
 
 
 # The README's defense
