@@ -619,6 +619,15 @@ def test_geoda_leaves_nothing_in_the_working_folder(net, images, tmp_path, monke
 
 
 @LIBRARIES["art"]
+def test_geoda_gives_up_where_no_noise_fools(images):
+    """ART's own search for a start has no end."""
+    text, y = "art:GeoDA:max_iter=500,sub_dim=8", torch.zeros(2, dtype=torch.int64)
+    x_adv, ledger = call(text, Stubborn(), images[:2], y, Threat("L2", np.inf), classes=3)
+    assert torch.equal(x_adv, images[:2])
+    assert (ledger.forward < 1010).all()
+
+
+@LIBRARIES["art"]
 def test_a_guide_is_of_another_class_where_there_is_one(net, images):
     """Feature adversaries near an unbounded budget reach their guide's scores, and its label."""
     y = net(images).argmax(dim=1)

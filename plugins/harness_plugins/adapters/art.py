@@ -29,6 +29,7 @@ from harness.api import Best, margin
 from harness_plugins.adapters.art_members import ART
 from harness_plugins.adapters.handles import Assault, Kind, Oracle
 
+TRIES = 1000  # of noise that grows; its other searches give up after 101 or find what they seek
 GUIDES = 10  # random images that a guide is chosen from, one query each
 
 
@@ -69,14 +70,36 @@ def _plain(kind: Kind, chosen: dict[str, Any], oracle: Oracle, assault: Assault)
     attack = _made(kind, chosen, oracle, assault)
     if kind.name == "ShadowAttack":  # given labels, it takes them for targets
         return _generate(attack, assault.x, None)
-    if (
-        kind.name == "GeoDA"
-    ):  # it keeps a table in the working folder, and reads what it finds there
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            return _generate(attack, assault.x, _one_hot(assault.y, oracle))
+    if kind.name == "GeoDA":
+        return _geoda(attack, assault.x, _one_hot(assault.y, oracle))
     if kind.member.budget == "delta":
         return _generate(attack, assault.x, _guides(oracle, assault))
     return _generate(attack, assault.x, _one_hot(assault.y, oracle))
+
+
+class NoStartError(Exception):
+    """No noise fools the model."""
+
+
+def _geoda(attack: Any, x: Tensor, y: Any) -> Tensor:
+    """GeoDA keeps a table in the working folder, and reads what it finds there; and it tries noise
+    until some fools, for ever where none does: here so often, and then the sample has no image."""
+    judge, failed = attack._is_adversarial, 0
+
+    def ask(image: Any, label: Any) -> Any:
+        nonlocal failed
+        fools = judge(image, label)
+        failed = 0 if fools else failed + 1
+        if failed == TRIES:
+            raise NoStartError
+        return fools
+
+    attack._is_adversarial = ask
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        try:
+            return _generate(attack, x, y)
+        except NoStartError:
+            return x
 
 
 def _every_class(kind: Kind, chosen: dict[str, Any], oracle: Oracle, assault: Assault) -> Tensor:
