@@ -17,6 +17,7 @@ from typing import Any
 from harness import __version__
 
 SOURCE = Path(__file__).resolve().parents[1]
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def provenance(device_name: str, distributions: Mapping[str, str]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def _environment() -> dict[str, Any]:
         "torch": _version("torch"),
         "numpy": _version("numpy"),
         "platform": platform.platform(),
-        "cpu": _cpu(Path("/proc/cpuinfo")),
+        "cpu": _cpu(CPUINFO),
         **source_state(SOURCE),
     }
 
@@ -54,12 +55,15 @@ def _version(distribution: str) -> str:
 
 
 def _cpu(cpuinfo: Path) -> str:
+    """Its name with its family and model: a name may be the brand's alone, "AMD EPYC"."""
     try:
-        lines = cpuinfo.read_text(errors="replace").splitlines()
+        lines = cpuinfo.read_text(errors="replace").partition("\n\n")[0].splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    told = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    parts = [f"{k.removeprefix('cpu ')} {told[k]}" for k in ("cpu family", "model") if k in told]
+    return f"{name} ({', '.join(parts)})" if parts else name
 
 
 def source_state(root: Path) -> dict[str, Any]:

@@ -9,13 +9,15 @@
     FAB = 0.326
     PDPGD = 0.315
 
-Accuracies are shares in [0, 1], as everywhere; those at a budget name it, `eps = "0.3"`. Of a
-measure that needs no attack, `values` has one number for each model.
+Accuracies are shares in [0, 1], as everywhere; those at a budget name it, `eps = "0.3"`, and those
+at several have a number for each: `eps = [0.2, 0.3]`, `FAB = [0.947, 0.914]`. Of a measure that
+needs no attack, `values` has one number for each model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from harness.budget import parse_norm
 from harness.errors import UsageError, did_you_mean
@@ -46,10 +48,7 @@ def published(
     norm = parse_norm(reader.take("norm", scalar, "a norm of the board"), where)
     _known("norm", norm, list(grids), where)
     measure = reader.take("measure", one_of(MEASURES), f"one of {', '.join(MEASURES)}")
-    eps = ""
-    if measure in AT_A_BUDGET:
-        eps = str(reader.take("eps", scalar, "a budget of the norm's grid"))
-        _known("eps", eps, grids[norm], where)
+    eps = _budgets(reader, grids[norm]) if measure in AT_A_BUDGET else ""
     note = reader.take("note", a_text, "a text", "")
     values = reader.take("values", a_mapping, "a table of models")
     reader.finish()
@@ -59,9 +58,30 @@ def published(
         for attack, value in a_table(named, f"{where}: values.{model}").table.items():
             if attack:
                 _known(f"values.{model}", attack, attacks, where)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UsageError(f"{where}: values.{model}: expected a number, got {value!r}")
-            yield Published(source, norm, model, attack, measure, eps, float(value), note)
+            for budget, figure in _figures(value, eps, f"{where}: values.{model}"):
+                yield Published(source, norm, model, attack, measure, budget, figure, note)
+
+
+def _budgets(reader: Reader, grid: list[str]) -> str | list[str]:
+    """One of the grid's, or a list of them, as texts."""
+    eps: str | list[str] = reader.take("eps", _texts, "a budget of the norm's grid, or several")
+    for one in eps if isinstance(eps, list) else [eps]:
+        _known("eps", one, grid, reader.where)
+    return eps
+
+
+def _texts(value: Any) -> str | list[str]:
+    return [str(scalar(v)) for v in value] if isinstance(value, list) else str(scalar(value))
+
+
+def _figures(value: Any, eps: str | list[str], where: str) -> Iterator[tuple[str, float]]:
+    """Each budget with its number: a list of budgets has a list of numbers."""
+    if isinstance(eps, list) and not (isinstance(value, list) and len(value) == len(eps)):
+        raise UsageError(f"{where}: expected {len(eps)} numbers, one for each eps, got {value!r}")
+    for one, figure in zip(eps, value, strict=True) if isinstance(eps, list) else [(eps, value)]:
+        if isinstance(figure, bool) or not isinstance(figure, int | float):
+            raise UsageError(f"{where}: expected a number, got {figure!r}")
+        yield one, float(figure)
 
 
 def _known(key: str, name: str, names: list[str], where: str) -> None:

@@ -9,14 +9,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from handmade import Handmade, threat
+from handmade import Handmade, identity, threat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.identity import key_of
 from harness.leaderboard import aggregate
 from harness.outcome import CHECKPOINTS, Outcome
 from harness.records import Problem
-from harness.render import csv, markdown
+from harness.render import csv, grids, markdown
 from harness.statistics import wilson
 
 INF = math.inf
@@ -246,6 +247,13 @@ def test_what_an_attack_adds_and_how_near_it_comes_to_the_pool():
     assert cell(board, "A", "pgd").figures.optimality == pytest.approx(1.0)
     assert cell(board, "A", "square").figures.optimality == pytest.approx(0.15 / 0.32)
     assert table(board).optimality[0] == pytest.approx((1 + 1) / 2)  # B: (0.18 - 0.1) / 0.08
+
+
+def test_mean_optimality_says_how_many_models_it_is_of():
+    assert [row[2] for row in grids.optimality(table(by_hand())).rows] == ["2", "2"]
+    half = by_hand()
+    del half.records[key_of(identity("A", attack="square", norm="Linf"))]
+    assert [row[2] for row in grids.optimality(table(half)).rows] == ["2", "1"]
 
 
 def test_a_sample_wrong_from_the_start_is_never_robust():

@@ -63,6 +63,22 @@ def test_figures_are_read_block_by_block():
     ]
 
 
+def test_of_several_budgets_there_is_a_figure_for_each():
+    several = BOARD.replace('eps = "8/255"\n', 'eps = ["8/255", 0.01]\n').replace(
+        "0.5", "[0.5, 0.75]"
+    )
+    assert [(p.eps, p.value) for p in read(several) if p.source == "A 2020, table 2" and p.eps] == [
+        ("8/255", 0.5),
+        ("0.01", 0.75),
+    ]
+    with pytest.raises(UsageError, match=r"expected 2 numbers, one for each eps, got \[0.5\]"):
+        read(several.replace("[0.5, 0.75]", "[0.5]"))
+    with pytest.raises(UsageError, match=r"expected a number, got '0.75'"):
+        read(several.replace("0.75", '"0.75"'))
+    with pytest.raises(UsageError, match=r"eps: '0.02' is not on the board"):
+        read(several.replace("0.01]", "0.02]"))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -530,6 +531,27 @@ def test_provenance_is_plain_and_asked_once(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", never)
     assert provenance.provenance("cuda", {})["python"] == record.provenance["python"]
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("model name\t: EPYC\ncpu family\t: 25\nmodel\t\t: 17\n", "EPYC (family 25, model 17)"),
+        ("model name: A\nmodel: 1\n\nmodel name: B\nmodel: 2\n", "A (model 1)"),
+        ("model name: Neoverse\n", "Neoverse"),
+        ("", platform.processor() or platform.machine()),
+    ],
+)
+def test_the_cpu_has_the_numbers_that_tell_its_brands_generations_apart(
+    told, name, tmp_path, monkeypatch
+):
+    (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
+    provenance._environment.cache_clear()
+    try:
+        assert provenance.provenance("cpu", {})["cpu"] == name
+    finally:
+        provenance._environment.cache_clear()
 
 
 def git(root: Path, *arguments: str) -> str:

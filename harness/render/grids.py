@@ -178,10 +178,13 @@ def by_queries(table: Table) -> Grid:
 
 
 def optimality(table: Table) -> Grid:
-    """Each attack's optimality, mean over the models where it is defined."""
-    pairs = zip(table.attacks, table.optimality, strict=True)
-    rows = tuple((plain(name), percent(o)) for name, o in pairs if not math.isnan(o))
-    return Grid(("Attack", "Optimality"), "lr", rows)
+    """Each attack's optimality, mean over the models where it is defined, and how many they are."""
+    rows = []
+    for i, (name, mean) in enumerate(zip(table.attacks, table.optimality, strict=True)):
+        known = sum(not math.isnan(row.cells[i].figures.optimality) for row in table.rows)
+        if known:
+            rows.append((plain(name), percent(mean), count(known)))
+    return Grid(("Attack", "Optimality", "Models"), "lrr", tuple(rows))
 
 
 def published(board: Leaderboard, table: Table) -> Grid:

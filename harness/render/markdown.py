@@ -43,7 +43,8 @@ COLUMNS = """\
 * **Invalid**: returned images that left the ball or the box or were not finite: never a success.
   **Unstable**: images whose label would not settle: no success, and the sample is robust at no ε.
 * **Adds**: points by which robust accuracy at the reference ε would rise without the attack.
-  **Optimality**: the share, in %, that it has in what all attacks together saved in distance."""
+  **Optimality**: the share, in %, that it has in what all attacks together saved in distance. An
+  attack with a budget saves by the ε of the grid that it takes, and nothing at the largest."""
 
 
 def render(board: Leaderboard) -> str:
@@ -98,6 +99,11 @@ def _opening(board: Leaderboard) -> Iterator[str]:
         if len(b.seeds) > 1
         else "brackets hold the 95 % Wilson interval"
     )
+    trainings = (
+        "\n  The tests draw other samples, not other trainings: how far those lie apart is `±`."
+        if len(b.seeds) > 1
+        else ""
+    )
     yield f"""\
 * Every accuracy is a percentage of **all {n} evaluated samples**: a sample that is misclassified
   without any attack counts as broken at every ε{attacked}.
@@ -107,9 +113,11 @@ def _opening(board: Leaderboard) -> Iterator[str]:
   several attacks it is the worst case, sample by sample. A stronger attack may lower it.
 * **Rank** is by the worst case over the core attacks (marked *) at the reference ε: 1 + the number
   of models that are significantly better (5 %, paired tests on the same samples, Holm's
-  correction), so models that cannot be told apart share a rank. A model that lacks a result of a
-  core attack is shown and not ranked, and its number is of the attacks that it has. Nor is one
-  ranked for which a core attack returned invalid images of samples that survived the core.
+  correction). Models with equally many better ones share a rank; that two have not the same does
+  not say that they can be told apart.{trainings}
+  A model that lacks a result of a core attack is shown and not ranked, and its number is of the
+  attacks that it has. Nor is one ranked for which a core attack returned invalid images of samples
+  that survived the core.
 * **Reached by**: the kinds of attack with a result on the model. *Surrogate gradient*: through what
   stands in for it backwards; *parts*: on the units of a network without one; *score*, *decision*:
   by its scores, its labels alone; *transfer*, *substitute*: made on another model.
@@ -144,7 +152,7 @@ def _threat(board: Leaderboard, table: Table) -> Iterator[str]:
     yield _draw(pairs)
     yield _draw(grids.details(table))
     if (pool := grids.optimality(table)).rows:
-        yield "Mean optimality over the models:"
+        yield "Mean optimality, over so many models:"
         yield _draw(pool)
     if (same := grids.shared(table)).rows:
         yield f"### {threat.norm}: distances on the same samples"
