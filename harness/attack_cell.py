@@ -128,7 +128,7 @@ def run(bench: Bench) -> Result:
         "ok",
         facts={
             "access": access(attack, bench.model),
-            "kind": _kind(bench),
+            "kind": kind(attack, row.norm),
             "counts": _counts(assault, samples),
             "eps": [asdict(e) for e in row.eps],
             **_asked(assault),
@@ -170,10 +170,9 @@ def _asked(assault: Assault) -> dict[str, Any]:
     return {"source_queries": {"forward": forward, "backward": backward}}
 
 
-def _kind(bench: Bench) -> str:
-    if bench.threat is not None and bench.threat.norm == CORRUPTION:
-        return CORRUPTION
-    return bench.attack.entry.spec.kind if bench.attack else ""
+def kind(attack: Resolved, norm: str) -> str:
+    """`corruption`, or the kind that the attack's spec says."""
+    return CORRUPTION if norm == CORRUPTION else attack.entry.spec.kind
 
 
 def _counts(assault: Assault, samples: Samples) -> str:
@@ -213,7 +212,7 @@ def _crossed(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, 
         doubtful = max(doubtful, odd)
         columns.add(rows, verdict, ledger, x_adv)
         bench.progress(done + 1, len(grid))
-    return columns.arrays(), _stability(doubtful), columns.examples()
+    return columns.arrays(), stability(doubtful), columns.examples()
 
 
 def _judged(
@@ -271,7 +270,8 @@ def _share(labels: Tensor, others: Tensor) -> float:
     return (labels == others).double().mean().item() if len(labels) else math.nan
 
 
-def _stability(doubtful: int) -> dict[str, Any]:
+def stability(doubtful: int) -> dict[str, Any]:
+    """The facts of a cell that gave so many images, at one eps, other labels alone."""
     flags = [f"labels of {doubtful} of {ALONE} images depend on the batch"] if doubtful else []
     return {"flags": flags, "batch_dependent": doubtful}
 
@@ -338,7 +338,7 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
     by_round = {"round_label": np.stack(labels).astype(small)} if labels else {}
     arrays = {**columns.arrays(), **by_round}
     queries = int(ledger.forward.sum())
-    facts = {"rounds": infos, "preparation_queries": queries, **_stability(doubtful)}
+    facts = {"rounds": infos, "preparation_queries": queries, **stability(doubtful)}
     return arrays, {**facts, "flags": [*facts["flags"], *flags]}, columns.examples()
 
 

@@ -5,6 +5,7 @@ Fit cells and attack cells work on a `Bench` and leave a `Result`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -104,9 +105,17 @@ class Bench:
     @property
     def distributions(self) -> dict[str, str]:
         """Versions of the distributions whose plugins took part, and of what those require."""
-        parts = [*_all_of(self.model), *(_all_of(self.attack) if self.attack else [])]
+        parts = self._parts()
         required = {name: v for p in parts for name, v in versions(p.entry.spec).items()}
         return required | {p.entry.dist: p.entry.version for p in parts}
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """The top-level packages, or modules, of the plugins that take part."""
+        return frozenset(re.split("[.:]", p.entry.spec.factory)[0] for p in self._parts())
+
+    def _parts(self) -> list[Resolved]:
+        return [*_all_of(self.model), *(_all_of(self.attack) if self.attack else [])]
 
     def ids(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Test images that are evaluated, and those that are seed points."""

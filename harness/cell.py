@@ -7,10 +7,11 @@ an interrupt, becomes a status with a reason.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ def run_cell(task: dict[str, Any], progress: Callable[[int, int], None] | None =
     """Run a cell. Never raises but on an interrupt: a failure is a result."""
     steady(int(task["threads"]))
     wall, cpu = time.time(), time.process_time()
+    bench: Bench | None = None
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, plugins print too
             bench = Bench.of(task, progress or (lambda _done, _total: None))
             result = fit(bench) if task["kind"] == "fit" else attack_cell.run(bench)
     except (Exception, SystemExit) as error:  # a plugin may well call sys.exit
-        result = failure(error)
+        result = failure(error, bench)
     spent = {
         "start": wall,
         "end": time.time(),
@@ -53,15 +55,31 @@ def steady(threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def failure(error: BaseException) -> Result:
-    """What went wrong, in one line, with the place where a stranger's code raised it."""
+def failure(error: BaseException, bench: Bench | None = None) -> Result:
+    """What went wrong, in one line, with the place in the bench's plugins where it did.
+
+    The whole traceback goes to stderr where HARNESS_DEBUG is set.
+    """
+    if os.environ.get("HARNESS_DEBUG"):
+        traceback.print_exception(error)
     status = "oom" if out_of_memory(error) else "failed"
     text = " ".join(str(error).split())[:500]
     if isinstance(error, HarnessError):
         return Result(status, text)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    place = _place(error, bench.packages if bench else frozenset())
     return Result(status, f"{type(error).__name__}: {text}{place}")
+
+
+def _place(error: BaseException, packages: Set[str]) -> str:
+    """' (file:line)' of the last frame that is of one of the packages: what their author wrote, not
+    the library's line below it. Of the innermost frame where none is."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    own = [at for at, name in zip(frames, names, strict=True) if name.split(".")[0] in packages]
+    if not frames:
+        return ""
+    frame, line = (own or frames)[-1]
+    return f" ({Path(frame.f_code.co_filename).name}:{line})"
 
 
 def fit(bench: Bench) -> Result:

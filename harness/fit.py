@@ -180,7 +180,8 @@ def _agreeing(
     module: nn.Module, again: nn.Module, data: TrainingSet, model: Resolved, workshop: Workshop
 ) -> None:
     """Raise PluginError where the module that fit() returned and the one that its weights give
-    do not answer alike: then the classifier has more to it than its state."""
+    do not answer alike: then the classifier is random and does not say so, or has more to it than
+    its state."""
     x = data.x[: workshop.chunk].to(workshop.device)
     ids = range(len(x))
 
@@ -189,12 +190,21 @@ def _agreeing(
         randomised = model.entry.spec.randomised
         return Source(each, workshop.ref.classes, workshop.chunk, randomised).scores(x, rng)
 
+    def alike(one: Tensor, other: Tensor) -> bool:
+        return torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+
     told, now = (answers(_frozen(each, workshop.device)) for each in (module, again))
-    if not torch.allclose(told, now, rtol=1e-3, atol=1e-4, equal_nan=True):
+    if alike(told, now):
+        return
+    if not alike(told, answers(module)):
         raise PluginError(
-            f"{model.label}: build() with the weights of fit() answers otherwise than what fit() "
-            "returned; keep all that the classifier needs in parameters and buffers"
+            f"{model.label}: its answers change between calls; say randomised=True in its spec and "
+            "draw from the rng of forward(x, rng) alone, or let it draw nothing in eval mode"
         )
+    raise PluginError(
+        f"{model.label}: build() with the weights of fit() answers otherwise than what fit() "
+        "returned; keep all that the classifier needs in parameters and buffers"
+    )
 
 
 def _checkpoint(path: Path, state: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:

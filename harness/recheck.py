@@ -2,13 +2,15 @@
 
 A fit record is predicted again. An attack record is judged again on the images it kept, by the
 referee that judged it, and its arrays have to come out the same, all but the counts of queries,
-which only the attack could repeat.
+which only the attack could repeat. Of its facts those are held to it that follow from the plan,
+from the outcomes or from the new predictions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.attack_cell import access, kind, stability
 from harness.bench import Bench
 from harness.cell import failure, fit, steady
 from harness.craft import wanted_labels
 from harness.eightbit import on_grid
 from harness.errors import PluginError, RecordError
-from harness.lookup import unbelievable
+from harness.lookup import amount, unbelievable
 from harness.outcome import Outcome
 from harness.plan import Cell, Plan, state
 from harness.plugin import CORRUPTION
@@ -71,14 +74,14 @@ def _checked(
     kept: Arrays = {}
     if cell.kind == "attack":
         if cell.norm == CORRUPTION or not store.keeps_examples(cell.key):
-            return None
+            return _told_of_attack(cell, record) or None
         try:
             kept = store.examples(cell.key)
         except RecordError as error:
             return str(error)
     # Nothing is to be trained afresh, over weights that are to be checked.
     job = {**job_of(cell, plan, records, settings), "fresh": False}
-    return difference(job, record, kept)
+    return difference(job, record, kept) or _told_of_attack(cell, record)
 
 
 def difference(task: Mapping[str, Any], record: Record, kept: Arrays) -> str:
@@ -87,16 +90,49 @@ def difference(task: Mapping[str, Any], record: Record, kept: Arrays) -> str:
     kept: the adversarial images of an attack record, x_adv (n, columns, c, h, w)
     """
     steady(int(task["threads"]))
+    bench: Bench | None = None
     try:
         bench = Bench.of(task, lambda _done, _total: None)
         if record.kind == "attack":
             return _unequal(_judged_again(bench, kept, record.arrays), record.arrays)
         fresh = fit(bench)
     except (Exception, SystemExit) as error:  # a plugin may raise anything
-        return failure(error).reason
+        return failure(error, bench).reason
     if fresh.weights != record.weights:
         return "the model fits to other weights here than the record's (another CPU or build)"
-    return _unequal(fresh.arrays, record.arrays)
+    # How many labels change between two calls may be chance; that some do is not.
+    known = {name: fresh.facts[name] for name in ("clean_accuracy", "flags")}
+    return _unequal(fresh.arrays, record.arrays) or _untold(record.facts, known, _without_numbers)
+
+
+def _told_of_attack(cell: Cell, record: Record) -> str:
+    """Where an attack record's facts are not those of the plan and of its outcomes, or ''."""
+    if cell.attack is None:
+        return ""
+    known = {"access": access(cell.attack, cell.model), "kind": kind(cell.attack, cell.norm)}
+    if cell.norm != CORRUPTION:
+        columns = (record.arrays["outcome"] == Outcome.UNSTABLE).sum(axis=0)
+        # Of earlier rounds there are no outcomes: they may have had more.
+        doubtful = max(int(columns.max()), int(amount(record.facts.get("batch_dependent")) or 0))
+        known |= stability(doubtful)
+    return _untold(record.facts, known, str)
+
+
+def _untold(facts: Mapping[str, Any], known: Mapping[str, Any], form: Callable[[str], str]) -> str:
+    """Where a record's facts say otherwise than what is known, or keep quiet of it, or ''.
+
+    form: what of a flag has to be the same
+    """
+    said = {form(flag) for flag in facts.get("flags", ())}
+    hidden = [flag for flag in known.get("flags", ()) if form(flag) not in said]
+    if hidden:
+        return f"its facts keep quiet: {'; '.join(hidden)}"
+    odd = [name for name in known if name != "flags" and facts.get(name) != known[name]]
+    return f"its facts say {odd[0]} {facts.get(odd[0])!r}, not {known[odd[0]]!r}" if odd else ""
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"[\d.]+", "", text)
 
 
 def _judged_again(bench: Bench, kept: Arrays, recorded: Arrays) -> Arrays:

@@ -1,11 +1,15 @@
 """What an attack or a model does, good or bad, and what its cell makes of it."""
 
+import re
+
 import numpy as np
 import pytest
 import testkit_parts
 from support import board_text, run
 
 from harness.errors import UsageError
+from harness.executors.inline import Inline
+from harness.executors.process import Process
 from harness.outcome import Outcome
 
 LINF = 0
@@ -236,8 +240,6 @@ def test_a_broken_attack_fails_its_cell_in_one_line(tmp_path, how, reason):
     assert record.status == "failed"
     assert not record.arrays
     assert "\n" not in record.reason
-    import re
-
     assert re.search(reason, record.reason), record.reason
     assert ran.of("tiny", "wander").status == "ok"
 
@@ -262,8 +264,6 @@ def test_a_batch_that_memory_cannot_hold_is_halved(tmp_path):
     ],
 )
 def test_a_broken_model_is_a_row_with_a_reason_and_its_attacks_are_blocked(tmp_path, model, reason):
-    import re
-
     ran = run(board_text([model, "tiny"], ["wander"], core=["wander"]), tmp_path)
     assert re.search(reason, ran.of(model).reason)
     assert ran.of(model, "wander") is None
@@ -330,6 +330,34 @@ def test_a_classifier_that_is_more_than_its_state_is_refused(tmp_path, kind):
     record = ran.of(f"forgetful:kind={kind}")
     assert record.status == "failed"
     assert "build()" in record.reason
+
+
+@pytest.mark.parametrize("model", ["undeclared", "hidden_draws"])
+def test_a_random_classifier_is_told_so_and_not_that_its_state_lacks_something(tmp_path, model):
+    ran = run(board_text([model], ["wander"]), tmp_path)
+    record = ran.of(model)
+    assert record.status == "failed"
+    assert "its answers change between calls" in record.reason
+    assert "randomised=True" in record.reason
+    assert "parameters and buffers" not in record.reason
+
+
+def test_the_place_of_an_error_is_the_plugins_last_line_before_a_librarys(tmp_path, capfd):
+    ran = run(board_text(["too_few_classes"], ["wander"]), tmp_path)
+    reason = ran.of("too_few_classes").reason
+    assert re.fullmatch(r"IndexError: .* \(testkit_parts\.py:\d+\)", reason), reason
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("executor", [Inline, lambda: Process(1)])
+def test_a_plugins_traceback_is_on_stderr_where_it_is_asked_for(
+    tmp_path, capfd, monkeypatch, executor
+):
+    monkeypatch.setenv("HARNESS_DEBUG", "1")
+    run(board_text(["raises_in_fit"], ["wander"]), tmp_path, executor())
+    err = capfd.readouterr().err
+    assert err.count("Traceback") == 1
+    assert 'raise ValueError("no luck in training")' in err
 
 
 def test_a_budget_is_each_samples_own_whatever_the_batch(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -148,6 +149,56 @@ def test_a_label_said_not_to_settle_has_to_do_so_again(tmp_path):
     robust = np.where(outcome == Outcome.UNSTABLE, Outcome.ROBUST, outcome).astype(np.uint8)
     lie(ran, "batchy", "wander", outcome=robust)
     assert "differs in outcome" in checked(ran)[name]
+
+
+WANDER = "wander on batchy Linf seed 0"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    "hide",
+    [
+        {"flags": [], "batch_dependent": 0},
+        {"flags": []},
+        {"flags": ["labels of 1 of 32 images depend on the batch"]},
+        {"flags": [], "batch_dependent": []},
+    ],
+)
+def test_labels_that_depend_on_the_batch_are_not_kept_quiet(tmp_path, hide, keep):
+    """The outcomes tell them, whether the images were kept or not."""
+    ran = run(board_text(["batchy"], ["wander"]), tmp_path, keep_examples=keep)
+    record = ran.of("batchy", "wander")
+    assert record.facts["batch_dependent"] > 1
+    (flag,) = record.facts["flags"]
+    assert checked(ran)[WANDER] == ("" if keep else None)
+    rewrite(ran, "batchy", "wander", keep=keep, facts={**record.facts, **hide})
+    assert checked(ran)[WANDER] == f"its facts keep quiet: {flag}"
+    rewrite(ran, "batchy", "wander", keep=keep, facts={**record.facts, "batch_dependent": 0})
+    assert re.search(r"its facts say batch_dependent 0, not \d", checked(ran)[WANDER])
+
+
+@pytest.mark.parametrize(("name", "forged"), [("access", "labels"), ("kind", "minimum-norm")])
+def test_what_an_attack_was_is_the_plans_word(tmp_path, name, forged):
+    ran = run(board_text(["tiny"], ["ascend"], eps=(0.1,)), tmp_path, keep_examples=True)
+    facts = ran.of("tiny", "ascend").facts
+    rewrite(ran, "tiny", "ascend", facts={**facts, name: forged})
+    assert checked(ran)[ASCEND] == f"its facts say {name} {forged!r}, not {facts[name]!r}"
+
+
+def test_clean_labels_that_change_between_two_calls_are_not_kept_quiet(tmp_path):
+    """How many do may be chance, so that is not compared; that some do is."""
+    ran = run(board_text(["fickle"], ["ascend"]), tmp_path, keep_examples=True)
+    facts = ran.of("fickle").facts
+    (flag,) = facts["flags"]
+    name = "fit fickle seed 0"
+    assert checked(ran)[name] == ""
+    fewer = ["labels of 1 of 20 images changed between two calls"]
+    rewrite(ran, "fickle", facts={**facts, "flags": fewer})
+    assert checked(ran)[name] == ""
+    rewrite(ran, "fickle", facts={**facts, "flags": []})
+    assert checked(ran)[name] == f"its facts keep quiet: {flag}"
+    rewrite(ran, "fickle", facts={**facts, "clean_accuracy": 1.0})
+    assert checked(ran)[name] == "its facts say clean_accuracy 1.0, not 0.0"
 
 
 def test_weights_are_compared(ran):

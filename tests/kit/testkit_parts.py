@@ -244,6 +244,39 @@ class Batchy:
         return self.build(data.info)
 
 
+class Jittery(nn.Module):
+    """Draws from where nobody else can see it, whether it is given a generator or not."""
+
+    def __init__(self, info):
+        super().__init__()
+        self.linear = nn.Sequential(nn.Flatten(), centres(info))
+
+    def forward(self, x, rng=None):
+        return self.linear(x + 0.1 * torch.randn_like(x))
+
+
+@dataclass(frozen=True)
+class Undeclared:
+    def build(self, info):
+        return Jittery(info)
+
+    def fit(self, data, run):
+        return self.build(data.info)
+
+
+@dataclass(frozen=True)
+class TooFewClasses:
+    """Trips in torch, which is where the innermost frame is."""
+
+    def build(self, info):
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+
+    def fit(self, data, run):
+        net = self.build(data.info)
+        nn.functional.cross_entropy(net(data.x), data.y)
+        return net
+
+
 @dataclass(frozen=True)
 class RaisesInFit:
     def build(self, info):
