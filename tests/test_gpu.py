@@ -69,12 +69,12 @@ def test_built_in_attacks_run_on_the_gpu(norm, tmp_path):
     ran = run(text, tmp_path, device=DEVICE)
     assert not [record.reason for record in ran.records.values() if record.status != "ok"]
     assert all("NVIDIA" in record.provenance["device"] for record in ran.records.values())
-    assert len(ran.records) == len(attacks) + 1
     broken = [
         (record.arrays["outcome"] == Outcome.ADVERSARIAL).any()
         for record in ran.records.values()
         if record.kind == "attack"
     ]
+    assert len(broken) == len(attacks)
     assert sum(broken) > len(broken) / 2
 
 
