@@ -266,10 +266,13 @@ def _choice(item: Any, where: str, home: str) -> Choice:
 def _threat(reader: Reader) -> ThreatRow:
     where = reader.where
     norm = parse_norm(reader.take("norm", scalar, "Linf, L2, L1, L0 or corruption"), where)
-    texts = reader.take("eps", a_list, "a list of budgets such as [0.1, '8/255']")
+    expected = "a list of budgets such as [0.1, '8/255']"
+    texts = reader.take("eps", a_list, expected)
+    if not texts:
+        raise UsageError(f"{where}: eps: is empty; expected {expected}")
     grid = tuple(parse_epsilon(e, f"{where}: eps") for e in texts)
     reference = parse_epsilon(
-        reader.take("reference", scalar, "a budget of the grid", texts[-1] if texts else None),
+        reader.take("reference", scalar, "a budget of the grid", texts[-1]),
         f"{where}: reference",
     )
     draws = reader.take("draws", positive, "an integer from 1", None)
@@ -294,7 +297,7 @@ def draws_of(norm: str) -> int:
 def grid_checked(row: ThreatRow, where: str) -> ThreatRow:
     """The threat model, if its grid increases and holds its reference."""
     values = [e.value for e in row.eps]
-    if not values or any(b <= a for a, b in pairwise(values)):
+    if any(b <= a for a, b in pairwise(values)):
         raise UsageError(
             f"{where}: eps: expected an increasing grid, got {[e.text for e in row.eps]}"
         )

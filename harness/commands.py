@@ -18,6 +18,7 @@ from harness.executors import Executor
 from harness.executors.inline import Inline
 from harness.executors.process import Process
 from harness.leaderboard import Leaderboard, aggregate
+from harness.lookup import FOREIGN
 from harness.plan import Plan, state
 from harness.records import Problem, Record
 from harness.registry import Catalogue
@@ -76,10 +77,13 @@ def run(session: Session, *, as_json: bool, how: How) -> int:
             driver.tell = tell
             driver.run(executor)
     records = driver.records
+    problems = tuple(p for p in problems if p.key not in records)  # the others were made again
     if session.own is not None:
         write_tables(place, session.own.manifest, records, problems)
-    _print(session, aggregate(plan.manifest, records, problems), records, as_json=as_json)
-    return 0 if all(_succeeded(plan, key, records) for key in plan.cells) else 1
+    board = aggregate(plan.manifest, records, problems)
+    _print(session, board, records, as_json=as_json)
+    believed = all(gap.status != FOREIGN for gap in board.gaps)
+    return 0 if believed and all(_succeeded(plan, key, records) for key in plan.cells) else 1
 
 
 def _left_out(problems: Iterable[Problem]) -> None:
@@ -183,13 +187,14 @@ def device_name(asked: str) -> str:
 
 def plan(session: Session, *, as_json: bool) -> None:
     """Every cell with its state and, where it is incompatible, why."""
-    records, _ = session.place.store.scan()
+    records, problems = session.place.store.scan()
+    unread = {p.key: f"its record cannot be read: {p.reason}" for p in problems}
     rows = []
     for cell in (*session.plan.cells.values(), *session.plan.incompatible):
         record = records.get(cell.key)
         now = state(cell, records)
-        reason = cell.reason or (record.reason if record and now == "failed before" else "")
-        rows.append((now, cell, reason))
+        failed = record.reason if record and now == "failed before" else ""
+        rows.append((now, cell, cell.reason or failed or unread.get(cell.key, "")))
     if as_json:
         for now, cell, reason in rows:
             click.echo(

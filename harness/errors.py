@@ -2,7 +2,8 @@
 
 HarnessError
 ├── UsageError       the command line, the board file or a data file: its author      (exit 2)
-│   └── UnknownName  a name that nothing brings, with what was meant perhaps           (exit 2)
+│   ├── UnknownName    a name that nothing brings, with what was meant perhaps        (exit 2)
+│   └── AmbiguousName  a short name that several plugins bring                        (exit 2)
 ├── BrokenPlugin     a run asked for something whose plugin did not load              (exit 4)
 ├── PluginError      a plugin that broke its contract: its author; its cell fails     (exit 1)
 ├── RecordError      a stored result that cannot be believed: nobody, run it again    (exit 1)
@@ -31,6 +32,10 @@ class UnknownName(UsageError):
     """Nothing brings the name that was asked for."""
 
 
+class AmbiguousName(UsageError):
+    """Several plugins bring the name that was asked for."""
+
+
 class BrokenPlugin(HarnessError):
     """The plugin that would bring what was asked for did not load."""
 
@@ -53,6 +58,10 @@ class BudgetSpent(HarnessError):
     """A query was refused: the sample's query budget is spent."""
 
     exit_code = 1
+
+
+# What looking a name up raises: it concerns those alone who ask for the name.
+NOT_FOUND = (UnknownName, AmbiguousName, BrokenPlugin)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

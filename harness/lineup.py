@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from harness.board import Board, Choice
 from harness.compatibility import check_options
-from harness.errors import BrokenPlugin
+from harness.errors import NOT_FOUND, BrokenPlugin
 from harness.fields import options_of
 from harness.options import AttackOptions, ModelOptions, Resolved, load_factory, resolve
 from harness.plugin import ModelRef, Selection
@@ -26,15 +27,23 @@ def select(board: Board, catalogue: Catalogue) -> tuple[Lineup, Lineup]:
 
 
 def _model(choice: Choice, catalogue: Catalogue) -> Resolved:
-    entry = catalogue.model(choice.selection.name)
+    entry = _found(catalogue.model, choice)
     return resolve(choice.selection, entry, ModelOptions, catalogue, choice.where)
 
 
 def attack_of(choice: Choice, board: Board, catalogue: Catalogue) -> Resolved:
     """The attack, in which a label of the board stands for the model that the board means by it."""
-    entry = catalogue.attack(choice.selection.name)
+    entry = _found(catalogue.attack, choice)
     selection = _relabelled(choice.selection, entry, board)
     return resolve(selection, entry, AttackOptions, catalogue, choice.where)
+
+
+def _found(look_up: Callable[[str], Entry[Any]], choice: Choice) -> Entry[Any]:
+    """What has the choice's name. Where nothing has, the error says where it was asked for."""
+    try:
+        return look_up(choice.selection.name)
+    except NOT_FOUND as error:
+        raise type(error)(f"{choice.where}: {error}") from error
 
 
 def _relabelled(selection: Selection, entry: Entry[Any], board: Board) -> Selection:

@@ -9,7 +9,7 @@ import click
 from tabulate import tabulate
 
 from harness.data import DataOptions
-from harness.errors import BrokenPlugin, HarnessError, UnknownName
+from harness.errors import BrokenPlugin, UnknownName
 from harness.fields import OptionInfo, describe_fields
 from harness.installed import lacking
 from harness.options import AttackOptions, ModelOptions, describe
@@ -69,8 +69,7 @@ def show(name: str, catalogue: Catalogue, *, as_json: bool) -> None:
     """Everything that is declared of one name, and its options."""
     found = [(kind, e) for kind in GIVEN if (e := _find(kind, name, catalogue)) is not None]
     if not found:
-        _, entry = _explain(name, catalogue)
-        found = [("", entry)]
+        raise catalogue.unknown(name)
     for kind, entry in found:
         facts = _facts(kind, entry)
         options = [vars(o) for o in _options(kind, entry)]
@@ -106,21 +105,6 @@ def _find(kind: str, name: str, catalogue: Catalogue) -> Entry[Any] | None:
     except UnknownName:
         return None
     return entry
-
-
-def _explain(name: str, catalogue: Catalogue) -> Any:
-    """Raise the most helpful of the three look-ups' errors."""
-    errors: list[tuple[bool, HarnessError]] = []
-    for kind in GIVEN:
-        entries: dict[str, Entry[Any]] = dict(getattr(catalogue, f"{kind}s"))
-        family = f"{name.partition(':')[0]}:"
-        kin = any(entry.spec.name.startswith(family) for entry in entries.values())
-        try:
-            getattr(catalogue, kind)(name)
-        except HarnessError as error:
-            errors.append((kin, error))
-    _, best = max(errors, key=lambda e: (e[0], "did you mean" in str(e[1]), e[1].exit_code))
-    raise best
 
 
 def _facts(kind: str, entry: Entry[Any]) -> dict[str, Any]:

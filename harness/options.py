@@ -23,9 +23,9 @@ from annotated_types import Ge
 
 from harness.budget import Saturation
 from harness.errors import (
+    NOT_FOUND,
     BrokenPlugin,
     HarnessError,
-    UnknownName,
     UsageError,
     did_you_mean,
 )
@@ -367,7 +367,7 @@ def _reference(kind: Kind, value: Any, at: str, scope: _Scope) -> _Read:
     selection = _selection(value.text if default else value, at)
     try:
         entry = (scope.find_own if default else scope.find)(kind, selection.name)
-    except (UnknownName, BrokenPlugin) as error:
+    except NOT_FOUND as error:
         raise type(error)(f"{at}: {error}") from error
     harness_options = AttackOptions if kind == "attack" else ModelOptions
     found = ResolvedRef(kind, _resolve(selection, harness_options, replace(scope, entry=entry)))

@@ -104,6 +104,12 @@ class Problem:
     file: str
     reason: str
 
+    @property
+    def key(self) -> str:
+        """Of the record that the file is named as; '' where it is named as none."""
+        named = _JSON.fullmatch(self.file)
+        return named[1] if named else ""
+
 
 @contextmanager
 def _uncollected() -> Iterator[None]:

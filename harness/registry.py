@@ -26,11 +26,11 @@ from packaging.utils import canonicalize_name
 
 from harness import __version__, hookspecs
 from harness.errors import (
+    AmbiguousName,
     BrokenPlugin,
     HarnessError,
     PluginError,
     UnknownName,
-    UsageError,
     did_you_mean,
 )
 from harness.plugin import PROJECT, AttackSpec, DatasetSpec, ModelSpec, Spec
@@ -93,7 +93,7 @@ class Catalogue:
         """The model of that short or full name.
 
         Raises UnknownName, BrokenPlugin where the name is a plugin's that did not load, and
-        UsageError where several distributions bring the short name.
+        AmbiguousName where several distributions bring the short name.
         """
         return self._find(self.models, name, "model")
 
@@ -104,6 +104,11 @@ class Catalogue:
     def dataset(self, name: str) -> Entry[DatasetSpec]:
         """See `model`."""
         return self._find(self.datasets, name, "data set")
+
+    def unknown(self, name: str) -> UnknownName | BrokenPlugin:
+        """Why nothing has the name, for who asks without saying of which kind."""
+        entries: dict[str, Entry[Any]] = {**self.models, **self.attacks, **self.datasets}
+        return self._missing(entries, name, "model, attack or data set")
 
     def short(self, full: str) -> str:
         """The shortest name that looks up what `full` does."""
@@ -120,7 +125,7 @@ class Catalogue:
             return found[0]
         if found:
             names = " or ".join(sorted(e.full for e in found))
-            raise UsageError(f"{kind} {name!r} is brought by several plugins: write {names}")
+            raise AmbiguousName(f"{kind} {name!r} is brought by several plugins: write {names}")
         raise self._missing(entries, name, kind)
 
     def _missing(
@@ -149,10 +154,13 @@ def _called(name: str, entries: Mapping[str, Entry[S]]) -> list[Entry[S]]:
 def _meant(name: str, known: Iterable[str]) -> str:
     """What may have been meant, in whatever case it was typed: a name, an option of one, or a
     member of a family."""
-    plain, colon, word = name.partition(":")
     known = set(known)
-    if colon and plain in known:
-        return f", did you mean '{plain}:{word}=…'?"
+    bare = name.partition("=")[0].rpartition(":")[0]
+    if bare in known:
+        return f", did you mean {bare!r}" + (
+            ", without options?" if "=" in name else f" or '{name}=…'?"
+        )
+    plain, _, word = name.partition(":")
     members = {k.partition(":")[2]: k for k in sorted(known) if k.startswith(f"{plain}:")}
     cases = {m.lower(): k for m, k in members.items()} or {k.lower(): k for k in known}
     close = did_you_mean(word.lower() if members else name.lower(), cases)

@@ -28,13 +28,13 @@ from harness.board import (
 )
 from harness.budget import parse_norm
 from harness.data import DataOptions, DataRef, Files, Splits, apply, check, materialise
-from harness.errors import HarnessError, PluginError, RecordError, UsageError
+from harness.errors import NOT_FOUND, HarnessError, PluginError, RecordError, UsageError
 from harness.leaderboard import Leaderboard, aggregate
 from harness.lineup import attack_of, select
 from harness.manifest import Manifest, ThreatRow
 from harness.options import Resolved, resolve
 from harness.plan import Plan, board_data, make_plan, seed_points
-from harness.plugin import CORRUPTION
+from harness.plugin import CORRUPTION, NORMS
 from harness.records import Problem, Record, Store
 from harness.registry import DISTRIBUTION, Catalogue
 from harness.selection import parse_selection
@@ -73,6 +73,7 @@ class Place:
 class Session:
     """`plan` is what was asked for, `own` the board as written; they are one without changes.
 
+    own:   None of another data set, and where a name that was not asked for cannot be looked up
     notes: what the user should know of it, a line each
     """
 
@@ -84,7 +85,9 @@ class Session:
 
     @property
     def foreign(self) -> int:
-        """Cells that are run and are not the board's own."""
+        """Cells that are run and are not the board's own, as far as that is known."""
+        if self.own is None and self.plan.board.dataset == self.place.board.dataset:
+            return 0
         own = self.own.cells if self.own else {}
         return sum(key not in own for key in self.plan.cells)
 
@@ -266,7 +269,10 @@ def read_data(dataset: Resolved, data_dir: Path | None) -> Splits:
 def open_session(
     place: Place, changes: Changes, catalogue: Catalogue, data_dir: Path | None
 ) -> Session:
-    """Plan what was asked for, and the board as written where that differs."""
+    """Plan what was asked for, and the board as written where that differs.
+
+    A name of the board that cannot be looked up is an error only where it was asked for.
+    """
     asked = changed(place.board, changes)
     notes: list[str] = []
     if changes.norms and not changes.attacks:
@@ -278,7 +284,10 @@ def open_session(
     plan = _with_whole_core(plan, place.board, catalogue)
     own = None
     if asked.dataset == place.board.dataset:
-        own = plan_board(place.board, catalogue, data_dir)
+        try:
+            own = plan_board(place.board, catalogue, data_dir)
+        except NOT_FOUND as error:
+            notes.append(f"{error}; this was not asked for, and the board's table is left as it is")
     return Session(place, catalogue, plan, own, tuple(notes))
 
 
@@ -316,7 +325,7 @@ def _with_whole_core(plan: Plan, own: Board, catalogue: Catalogue) -> Plan:
 
     A model that was not attacked with all of it is not ranked.
     """
-    core = {c.label: _norms_of(c, own, catalogue) for c in own.attacks if c.label in own.core}
+    core = {c.label: _norms_at_most(c, own, catalogue) for c in own.attacks if c.label in own.core}
     threats = tuple(
         replace(t, core=tuple(name for name, norms in core.items() if t.norm in norms))
         for t in plan.manifest.threats
@@ -327,6 +336,14 @@ def _with_whole_core(plan: Plan, own: Board, catalogue: Catalogue) -> Plan:
 def _norms_of(attack: Choice, board: Board, catalogue: Catalogue) -> tuple[str, ...]:
     norms: tuple[str, ...] = attack_of(attack, board, catalogue).entry.spec.norms
     return norms
+
+
+def _norms_at_most(attack: Choice, board: Board, catalogue: Catalogue) -> tuple[str, ...]:
+    """Its norms, or all there are where its name cannot be looked up."""
+    try:
+        return _norms_of(attack, board, catalogue)
+    except NOT_FOUND:
+        return (*NORMS, CORRUPTION)
 
 
 def plan_board(board: Board, catalogue: Catalogue, data_dir: Path | None) -> Plan:

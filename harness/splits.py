@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Annotated, Any, Literal, Protocol
@@ -125,7 +125,7 @@ def _check_labels(y: Array, names: tuple[str, ...], where: str) -> None:
 def apply(splits: Splits, options: DataOptions) -> Splits:
     """The classes and the training images that were asked for, saturated. Raises UsageError."""
     if options.classes:
-        splits = _only(splits, class_list(options.classes, len(splits.names)))
+        splits = _only(splits, class_list(options.classes, splits.names))
     if options.train is not None:
         splits = _fewer(splits, options.train)
     if options.saturate is not None:
@@ -165,14 +165,20 @@ def _saturated(x: Array, p: float) -> Array:
     return (steep / 2 + 0.5).astype(np.float32)
 
 
-def class_list(written: Iterable[int | str], known: int) -> list[int]:
+def class_list(written: Iterable[int | str], names: Sequence[str]) -> list[int]:
     """The classes that '0-4+7', its parts, or a list of numbers mean, in the order written."""
     text = written if isinstance(written, str) else "+".join(map(str, written))
+    parts, known = [part.strip() for part in text.split("+")], len(names)
     classes: list[int] = []
-    for part in text.split("+"):
-        match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
+    for part in parts:
+        match = re.fullmatch(r"([0-9]+)\s*(?:-\s*([0-9]+))?", part)
         if not match:
-            raise UsageError(f"classes={text}: {part!r} is neither a class nor a range such as 0-4")
+            written_out = (p for p in parts if p in names and not p.isdecimal())
+            named = ", ".join(f"{p} is {names.index(p)}" for p in written_out)
+            raise UsageError(
+                f"classes={text}: {part!r} is neither the number of a class nor a range such as 0-4"
+                + (f"; classes are given by number: {named}" if named else "")
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise UsageError(f"classes={text}: {part!r} runs down; write {last}-{first}")

@@ -148,7 +148,7 @@ def test_options_are_read_and_typed(text, expected):
         ("cleverhans:carlini_wagner", "did you mean 'cleverhans:carlini_wagner_l2'"),
         ("art", "did you mean one of art's: AutoAttack, "),
         ("cleverhans:DeepFool", "did you mean one of cleverhans's: carlini_wagner_l2, "),
-        ("pgd:steps", "did you mean 'pgd:steps=…'?"),
+        ("pgd:steps", "did you mean 'pgd' or 'pgd:steps=…'?"),
         pytest.param("art:DeepFool:steps=3", "no option 'steps'", marks=LIBRARIES["art"]),
         pytest.param("art:DeepFool:max_iter=x", "expected int", marks=LIBRARIES["art"]),
         pytest.param("art:DeepFool:restarts=2", "deterministic", marks=LIBRARIES["art"]),
@@ -249,9 +249,11 @@ def test_what_is_not_installed_can_be_shown(without, called):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("art", "no attack is called 'art', did you mean one of art's: "),
-        ("art:Nope", "no attack is called 'art:Nope', did you mean one of art's: "),
-        ("art:DeepFol", "no attack is called 'art:DeepFol', did you mean 'art:DeepFool'?"),
+        ("art", "is called 'art', did you mean one of art's: "),
+        ("art:Nope", "is called 'art:Nope', did you mean one of art's: "),
+        ("art:DeepFool:steps", "did you mean 'art:DeepFool' or 'art:DeepFool:steps=…'?"),
+        ("art:DeepFool:max_iter=5", "did you mean 'art:DeepFool', without options?"),
+        ("art:DeepFol", "is called 'art:DeepFol', did you mean 'art:DeepFool'?"),
     ],
 )
 def test_showing_what_is_not_there_tells_of_the_attacks(name, said, called):

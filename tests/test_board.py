@@ -51,6 +51,7 @@ def test_a_board_is_read_with_its_defaults():
         ('norm = "linf"', 'norm = "L3"', "L3"),
         ('["8/255", 0.1]', '["8/255", "x"]', "threat[0]: eps"),
         ('["8/255", 0.1]', "[0.1, 0.05]", "threat[0]: eps: expected an increasing grid"),
+        ('["8/255", 0.1]', "[]", "threat[0]: eps: is empty; expected a list of budgets such as"),
         ("reference = 0.1", "reference = 0.3", "threat[1]: reference: 0.3 is not in the grid"),
         (
             'core = ["wander"]',

@@ -269,6 +269,48 @@ def test_torn_and_foreign_records_are_named_excluded_and_left(board, call):
     assert len(torn.read_bytes()) == 100
 
 
+def test_a_torn_record_is_made_again_and_then_no_longer_left_out(board, call):
+    folder = board(board_text(["tiny"], ["ascend"], core=["ascend"]))
+    whole = call("run", folder, "--jobs", 1)[1]
+    pages = [folder / "README.md", folder / "leaderboard.csv"]
+    before = [p.read_bytes() for p in pages]
+    torn = sorted((folder / "records").glob("*.json"))
+    for path in torn:
+        path.write_bytes(path.read_bytes()[:100])
+    code, out, err = call("plan", folder, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["state"] for row in rows] == ["new", "new"]
+    assert all(row["reason"].startswith("its record cannot be read: torn, or") for row in rows)
+    (folder / "records" / torn[0].stem).write_text("named like a record, and none")
+    code, out, err = call("run", folder, "--jobs", 1)
+    assert code == 0
+    assert all(f"{path.name} left out: torn" in err for path in torn)
+    for text in (out, pages[0].read_text()):
+        assert not [path for path in torn if path.name in text]
+        assert torn[0].stem in text
+    (folder / "records" / torn[0].stem).unlink()
+    assert call("run", folder, "--jobs", 1)[1] == whole
+    assert [p.read_bytes() for p in pages] == before
+
+
+def test_a_record_that_is_not_of_its_cell_is_exit_code_1(board, call):
+    import numpy as np
+
+    from harness.records import Store
+
+    folder = board(board_text(["tiny"], ["ascend"]))
+    assert call("run", folder, "--jobs", 1)[0] == 0
+    store = Store(folder / "records")
+    record = next(r for r in store.scan()[0].values() if r.kind == "attack")
+    lie = {**record.arrays, "outcome": np.full_like(record.arrays["outcome"], 99)}
+    store.write(type(record)(**{**vars(record), "arrays": lie}))
+    code, out, _ = call("run", folder, "--jobs", 1)
+    assert code == 1
+    assert "outcome holds a number that is no outcome" in out
+    assert call("report", folder)[0] == 0
+    assert call("run", folder, "--jobs", 1, "--force")[0] == 0
+
+
 def test_verify_agrees_and_finds_what_was_tampered_with(board, call):
     folder = board(board_text(["tiny"], ["ascend", "wander"]))
     code, _, err = call("verify", folder)
@@ -327,6 +369,24 @@ def test_list_and_show(call):
     code, _, err = call("show", "pdg")
     assert code == 2
     assert "pgd" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pgd:steps=3", "'pgd:steps=3', did you mean 'pgd', without options?"),
+        ("pgd:steps", "did you mean 'pgd' or 'pgd:steps=…'?"),
+        ("standart", "did you mean 'standard'?"),
+        ("digist", "did you mean 'digits'?"),
+        ("nosuch", "'nosuch' (known: "),
+    ],
+)
+def test_show_looks_through_all_kinds_for_a_name_without_options(call, name, said):
+    code, out, err = call("show", name)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "no model, attack or data set is called" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_every_built_in_is_shown_with_a_summary(call):
@@ -459,6 +519,47 @@ def test_no_plugin_can_take_a_name_of_the_quick_board_over(call, plugin, tmp_pat
     code, out, _ = call("plan", "--json", *same)
     assert code == 0
     assert all(line in before.splitlines() for line in out.splitlines())
+
+
+@pytest.mark.parametrize("rival", [RIVAL, ""])
+@pytest.mark.parametrize("core", [[], ["rival"]])
+def test_a_name_of_the_board_that_is_not_clear_blocks_only_what_asks_for_it(
+    board, call, plugin, rival, core
+):
+    """`fgsm` is brought by two plugins, and another name by none."""
+    if rival:
+        plugin(rival)
+    name = "fgsm" if rival else "fmsg"
+    text = board_text(["tiny"], [name, "ascend"], core=["ascend"])
+    if core:
+        text = text.replace(f"'{name}'", f"{{ use = '{name}', label = 'rival' }}")
+        text = text.replace("core = ['ascend']", "core = ['rival']")
+    folder = board(text)
+    place = f"{folder}/board.toml: attacks[0]: "
+    said = "write acme/fgsm or robustness-harness/fgsm" if rival else "no attack is called 'fmsg'"
+    code, out, err = call("run", folder, "--jobs", 1)
+    assert (code, out) == (2, "")
+    assert place in err
+    assert said in err
+    for asked in (["--attack", "ascend"], ["--attack", "robustness-harness/fgsm"]):
+        code, out, err = call("run", folder, "--jobs", 1, *asked)
+        assert code == 0, err
+        assert place in err
+        assert said in err
+        assert "the board's table is left as it is" in err
+        assert "not the board's own" not in out
+        assert "Table:" not in out
+        assert not core or "unranked: lacks rival" in out
+    assert not (folder / "README.md").exists()
+
+
+def test_a_plugin_of_the_board_that_did_not_load_blocks_only_what_asks_for_it(board, call, plugin):
+    plugin("import not_there")
+    folder = board(board_text(["tiny"], ["acme/nudge", "ascend"]))
+    code, _, err = call("plan", folder)
+    assert code == 4
+    assert "board.toml: attacks[0]: attack 'acme/nudge': plugin acme:acme failed to load" in err
+    assert call("plan", folder, "--attack", "ascend")[0] == 0
 
 
 def test_workers_take_the_built_ins_too(plugin, tmp_path):

@@ -118,6 +118,9 @@ def test_an_empty_data_set_is_refused() -> None:
 # --- options ---------------------------------------------------------------------------------
 
 
+DIGITS = tuple("0123456789")
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -131,8 +134,8 @@ def test_an_empty_data_set_is_refused() -> None:
 )
 def test_classes_are_read_as_text_and_as_lists(written: Any, meant: list[int]) -> None:
     read, _ = options_of(DataOptions)["classes"].read(written)
-    assert class_list(read, 10) == meant
-    assert class_list(written, 10) == meant
+    assert class_list(read, DIGITS) == meant
+    assert class_list(written, DIGITS) == meant
 
 
 @pytest.mark.parametrize(
@@ -141,8 +144,19 @@ def test_classes_are_read_as_text_and_as_lists(written: Any, meant: list[int]) -
 )
 def test_classes_that_mean_nothing_are_refused(written: str) -> None:
     with pytest.raises(UsageError) as caught:
-        class_list(written, 10)
+        class_list(written, DIGITS)
     assert str(caught.value).startswith(f"classes={written}: ")
+
+
+def test_classes_by_name_are_told_their_numbers() -> None:
+    names = ("vertical", "horizontal", "T-shirt")
+    for written in ("horizontal+T-shirt", ["horizontal", "T-shirt"]):
+        with pytest.raises(UsageError, match=r"by number: horizontal is 1, T-shirt is 2$"):
+            class_list(written, names)
+    with pytest.raises(UsageError, match=r"'x' is neither the number of a class nor a range such"):
+        class_list("0+x", names)
+    with pytest.raises(UsageError, match=r"range such as 0-4$"):
+        class_list("3+x", DIGITS)
 
 
 def test_classes_are_kept_and_relabelled_in_the_order_written() -> None:

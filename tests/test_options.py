@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from harness.compatibility import check_options, incompatible
-from harness.errors import BrokenPlugin, UnknownName, UsageError
+from harness.errors import AmbiguousName, BrokenPlugin, UnknownName, UsageError
 from harness.options import (
     AttackOptions,
     ModelOptions,
@@ -408,7 +408,7 @@ def test_a_default_reference_is_the_distributions_own():
     """Installing another package with a pgd must not change what `at` trains with."""
     assert identity("at", BOTH) == identity("at", HOME)
     assert identity("mlp", BOTH) == identity("mlp", HOME)
-    with pytest.raises(UsageError, match="home/pgd or rival/pgd"):
+    with pytest.raises(AmbiguousName, match=r"option 'inner': attack 'pgd' is .* home/pgd or r"):
         resolved("at:inner=pgd", BOTH)
     assert resolved("at:inner=rival/pgd", BOTH).component.inner.resolved.entry.dist == "rival"
 

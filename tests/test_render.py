@@ -262,10 +262,18 @@ def test_a_board_of_which_nothing_ran_has_a_page():
     assert csv.render(leaderboard(board)).count("\n") > 1
 
 
+def test_a_heading_speaks_of_ranks_only_where_there_are_any():
+    board = small()
+    board.threats = (replace(board.threats[0], core=()),)
+    text = page(board)
+    assert "## Linf, at ε = 0.2\n" in text
+    assert "ranked at" not in text
+
+
 def test_targeted_boards_say_so():
     board = small()
     board.threats = (replace(board.threats[0], target="least"),)
-    assert "## Linf, targeted (least), ranked at ε = 0.2" in page(board)
+    assert "## Linf, targeted (least), at ε = 0.2" in page(board)
     assert "Linf targeted (least)" in printed(leaderboard(board))
 
 

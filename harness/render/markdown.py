@@ -129,7 +129,8 @@ def _threat(board: Leaderboard, table: Table) -> Iterator[str]:
     threat = table.threat
     grid = ", ".join(e.text for e in threat.eps)
     aim = "" if threat.target == "none" else f", targeted ({threat.target})"
-    yield f"## {threat.norm}{aim}, ranked at ε = {threat.reference.text}"
+    ranked = "ranked " if any(row.rank is not None for row in table.rows) else ""
+    yield f"## {threat.norm}{aim}, {ranked}at ε = {threat.reference.text}"
     yield f"ε in {grid}. Each attack's column is robust accuracy against it alone."
     yield _draw(grids.ranking(table))
     if board.board.matrix:
