@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from harness.best import Best
 from harness.data import Info, TrainingSet
+from harness.geometry import per_row
 from harness.losses import LOSSES, Loss, cross_entropy, dlr, margin
 from harness.predict import padded
 from harness.rng import Rng, StreamRng
@@ -48,6 +49,7 @@ __all__ = [
     "dlr",
     "margin",
     "padded",
+    "per_row",
 ]
 
 

@@ -86,20 +86,20 @@ class L2:
             return torch.zeros_like(v)
         size = self.size(v)
         scale = torch.where(size > eps, torch.full_like(size, eps) / size, 1.0)
-        return v * _per_row(scale, v)
+        return v * per_row(scale, v)
 
     def steepest(self, g: Tensor) -> Tensor:
         # Divided by its greatest entry first: the squares of a saturated model's gradients, 1e-30
         # and less, would vanish in float32.
         g = g.nan_to_num(nan=0.0)
-        g = g / _per_row(_or_one(Linf().size(g)), g)
-        return g / _per_row(_or_one(self.size(g)), g)
+        g = g / per_row(_or_one(Linf().size(g)), g)
+        return g / per_row(_or_one(self.size(g)), g)
 
     def random(self, like: Tensor, eps: float, rng: Rng) -> Tensor:
         """A normal vector's direction, at a distance whose d-th power is uniform."""
         direction = self.steepest(rng.normal(*like.shape[1:]).to(like))
         reach = rng.uniform().to(like) ** (1 / like.shape[1:].numel())
-        return eps * _per_row(reach, like) * direction
+        return eps * per_row(reach, like) * direction
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class L1:
         threshold = excess.gather(1, support - 1) / support  # θ
         shrunk = (below - threshold).clamp_min(0).to(v.dtype).view(v.shape)
         outside = magnitude.sum(dim=1) > eps
-        return torch.where(_per_row(outside, v), shrunk.copysign(v), v)
+        return torch.where(per_row(outside, v), shrunk.copysign(v), v)
 
     def steepest(self, g: Tensor) -> Tensor:
         """The sign of the entry greatest in absolute value, the first where several are."""
@@ -203,7 +203,7 @@ def _rows(v: Tensor) -> Tensor:
     return v.flatten(1).contiguous()
 
 
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
+def per_row(values: Tensor, like: Tensor) -> Tensor:
     """(n,) as (n, 1, …), to go with `like`."""
     return values.view(-1, *[1] * (like.ndim - 1))
 

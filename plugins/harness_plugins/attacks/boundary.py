@@ -9,8 +9,8 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from harness.api import Rng, Target, Threat
-from harness_plugins.attacks.decision import Decisions, per_row
+from harness.api import Rng, Target, Threat, per_row
+from harness_plugins.attacks.decision import Decisions
 
 HALVINGS = 10  # of the way from the start to the clean image
 LEAST = 1e-6  # length of a step in L2: a sample that takes shorter ones has arrived, or is stuck

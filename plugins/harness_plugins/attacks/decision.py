@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.api import Best, Rng, Target, Threat
+from harness.api import Best, Rng, Target, Threat, per_row
 
 UNLIMITED = 2**62
 
@@ -121,8 +121,3 @@ def coarse(noise: Tensor, side: int) -> Tensor:
     """(n, c, h, w) in squares of that many pixels: each has what its first corner had."""
     h, w = (torch.arange(s, device=noise.device) // side * side for s in noise.shape[2:])
     return noise[:, :, h][:, :, :, w]
-
-
-def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """(n,) as (n, 1, …), to go with `like`."""
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -15,7 +15,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from harness.api import Rng, Target, Threat
+from harness.api import Rng, Target, Threat, per_row
 from harness_plugins.attacks.boundaries import Boundaries, boundaries
 
 Box = Literal["test", "step", "image"]
@@ -158,8 +158,8 @@ def toward(near: Boundaries, threat: Threat, rule: Rule) -> Step:
     each = torch.arange(n, device=nearest.device)
     length = (least.clamp_max(rule.max_step) + rule.extra).clamp_min(LEAST)
     length = torch.where(least < FAR, length, 0.0)
-    step = threat.geometry.steepest(near.normal[each, nearest]) * _rowwise(length)
-    return Step(step, near.classes[each, nearest], least > length)
+    way = threat.geometry.steepest(near.normal[each, nearest])
+    return Step(way * per_row(length, way), near.classes[each, nearest], least > length)
 
 
 class _Walkers:
@@ -199,7 +199,7 @@ class _Walkers:
         """Take the step; one that is 0 is the end of a walk."""
         self.going = self.going & (step.step != 0).flatten(1).any(dim=1)
         self.short = step.short
-        self._r = torch.where(_rowwise(self.going), self._r + step.step, self._r)
+        self._r = torch.where(per_row(self.going, self._r), self._r + step.step, self._r)
         self._label = torch.where(self.going, step.label, self._label)
         ahead = 1 + self._rule.overshoot
         self.image = self._at(ahead)
@@ -245,11 +245,7 @@ def _halved(target: Target, x: Tensor, y: Tensor, x_adv: Tensor, times: int) -> 
     target, y, near, far = target.at(rows), y[rows], x[rows], x_adv[rows]
     for _ in range(times):
         middle = (near + far) / 2
-        fooled = _rowwise(target.scores(middle).argmax(dim=1) != y)
+        fooled = per_row(target.scores(middle).argmax(dim=1) != y, middle)
         near, far = torch.where(fooled, near, middle), torch.where(fooled, middle, far)
     x_adv[rows] = far
     return x_adv
-
-
-def _rowwise(v: Tensor) -> Tensor:
-    return v.view(-1, 1, 1, 1)

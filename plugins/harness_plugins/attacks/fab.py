@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from harness.api import Best, Rng, Target, Threat, margin
+from harness.api import Best, Rng, Target, Threat, margin, per_row
 from harness_plugins.attacks.boundaries import boundaries
 from harness_plugins.attacks.hyperplane import reach
 
@@ -141,7 +141,7 @@ class _Runs:
         low, high = torch.zeros_like(below), torch.ones_like(below)
         for _ in range(self.attack.search):
             share = high - ALMOST * above / _or_one(above - below) * (high - low)
-            tried = torch.lerp(x, far, _per_row(share, x)).clamp_(threat.low, threat.high)
+            tried = torch.lerp(x, far, per_row(share, x)).clamp_(threat.low, threat.high)
             scores = target.scores(tried)
             value, fooled = margin(scores, y).to(x.dtype), scores.argmax(dim=1) != y
             self.best.note(tried, threat.geometry.size(tried - x), fooled, rows)
@@ -160,7 +160,7 @@ class _Runs:
         known = torch.where(known > 0, known, size(torch.full_like(x, threat.high - threat.low)))
         if self.attack.radius is not None:
             known = known.clamp_max(self.attack.radius)
-        start = torch.addcmul(x, _per_row(known / 2, x), threat.geometry.random(x, 1.0, rng))
+        start = torch.addcmul(x, per_row(known / 2, x), threat.geometry.random(x, 1.0, rng))
         return start.clamp_(threat.low, threat.high)
 
     def _note(self, x_adv: Tensor) -> Tensor:
@@ -211,7 +211,3 @@ def _highest(scores: Tensor, y: Tensor, most: int) -> Tensor:
 
 def _or_one(value: Tensor) -> Tensor:
     return torch.where(value > 0, value, 1.0)
-
-
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -10,8 +10,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from harness.api import Rng, Target, Threat
-from harness_plugins.attacks.decision import Decisions, per_row
+from harness.api import Rng, Target, Threat, per_row
+from harness_plugins.attacks.decision import Decisions
 
 BLOCK = 64  # probes of a sample that are drawn and asked together
 HALVINGS = 20  # of a step, before the sample stays where it is for this turn

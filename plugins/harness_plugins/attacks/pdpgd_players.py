@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from harness.api import per_row
 from harness_plugins.attacks.prox import Prox
 
 SMOOTHING = 0.1  # what a new value weighs in the moving average of the multipliers
@@ -87,9 +88,9 @@ class AdamDescent:
 
     def __call__(self, r: Tensor, pull: Pull) -> Tensor:
         norm = pull.norm / pull.constraint if self._ratio else pull.norm
-        fall = pull.fall if self._ratio else pull.fall.mul_(_per_row(pull.constraint, r))
+        fall = pull.fall if self._ratio else pull.fall.mul_(per_row(pull.constraint, r))
         inward = torch.where(pull.size > 0, norm / pull.size, 0.0)
-        fall.addcmul_(r, _per_row(inward, r), value=-1)
+        fall.addcmul_(r, per_row(inward, r), value=-1)
         self._adam.step_(r, fall, pull.lr)
         return r
 
@@ -118,13 +119,13 @@ class ProximalAdam:
         metric = self._adam.step_(r, pull.fall, pull.lr)
         greatest = metric.flatten(1).amax(1)
         mu = pull.norm / pull.constraint * pull.lr / greatest
-        metric.div_(_per_row(greatest, r))
+        metric.div_(per_row(greatest, r))
         z = self._box.clip_(self._prox(r, mu))
         moving = torch.ones_like(mu, dtype=torch.bool)
         for _ in range(INNER_STEPS - 1):
             new = self._box.clip_(self._prox(torch.addcmul(z, metric, z - r, value=-1), mu))
             change = _length(new - z)
-            z = torch.where(_per_row(moving, z), new, z)
+            z = torch.where(per_row(moving, z), new, z)
             moving &= change > INNER_TOLERANCE * _length(z)
             if not z.is_cuda and not moving.any():
                 break
@@ -173,8 +174,3 @@ def slope(loss: str, margin: Tensor) -> Tensor:
 def _length(v: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(v.flatten(1), dim=1)
     return length
-
-
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
-    """(n,) as (n, 1, …), to go with `like`."""
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from harness.api import per_row
+
 Prox = Callable[[Tensor, Tensor], Tensor]
 
 SYNC_EVERY = 8  # a GPU is asked so often whether all rows have converged: each question waits
@@ -44,7 +46,7 @@ def prox_linf(u: Tensor, mu: Tensor) -> Tensor:
     outside = magnitude.sum(1, keepdim=True) > mu[:, None]
     top, below = _lowered(magnitude)
     height = torch.where(outside, top + _threshold(below, mu), 0.0).clamp_min_(0)
-    height = _per_row(height[:, 0], u)
+    height = per_row(height[:, 0], u)
     return torch.clamp(u, -height, height)
 
 
@@ -52,22 +54,22 @@ def prox_l2(u: Tensor, mu: Tensor) -> Tensor:
     """Shorten u by μ, to 0 at most."""
     length = torch.linalg.vector_norm(u.flatten(1), dim=1)
     left = (length - mu).clamp_min_(0)
-    return u * _per_row(torch.where(left > 0, left / length, 0.0), u)
+    return u * per_row(torch.where(left > 0, left / length, 0.0), u)
 
 
 def prox_l1(u: Tensor, mu: Tensor) -> Tensor:
     """Soft threshold: every entry nearer to 0 by μ, to 0 at most."""
-    return (u.abs() - _per_row(mu, u)).clamp_min_(0).copysign_(u)
+    return (u.abs() - per_row(mu, u)).clamp_min_(0).copysign_(u)
 
 
 def prox_entries(u: Tensor, mu: Tensor) -> Tensor:
     """Of the number of entries that are not 0: keep those with |u| > √(2μ)."""
-    return torch.where(u.abs() > _per_row((2 * mu).sqrt(), u), u, 0.0)
+    return torch.where(u.abs() > per_row((2 * mu).sqrt(), u), u, 0.0)
 
 
 def prox_pixels(u: Tensor, mu: Tensor) -> Tensor:
     """Of the number of pixels that are not 0: keep those whose L2 norm is above √(2μ)."""
-    return torch.where(_length(u) > _per_row((2 * mu).sqrt(), u), u, 0.0)
+    return torch.where(_length(u) > per_row((2 * mu).sqrt(), u), u, 0.0)
 
 
 def prox_pixels_max(u: Tensor, mu: Tensor) -> Tensor:
@@ -75,18 +77,18 @@ def prox_pixels_max(u: Tensor, mu: Tensor) -> Tensor:
 
     `prox_pixels` for one channel, and not the operator of anything for more.
     """
-    return torch.where(_largest(u) > _per_row((2 * mu).sqrt(), u), u, 0.0)
+    return torch.where(_largest(u) > per_row((2 * mu).sqrt(), u), u, 0.0)
 
 
 def prox_two_thirds(u: Tensor, mu: Tensor) -> Tensor:
     """Of the quasi-norm Σ |z|^⅔ over entries; see `_shrunk`."""
-    return _shrunk(u.abs(), _per_row(mu, u)).copysign_(u)
+    return _shrunk(u.abs(), per_row(mu, u)).copysign_(u)
 
 
 def prox_two_thirds_pixels(u: Tensor, mu: Tensor) -> Tensor:
     """Of Σ ‖z_p‖₂^⅔ over pixels p: each keeps its direction, and its length is shrunk."""
     length = _length(u)
-    kept = _shrunk(length, _per_row(mu, u))
+    kept = _shrunk(length, per_row(mu, u))
     return u * torch.where(kept > 0, kept / length, 0.0)
 
 
@@ -96,7 +98,7 @@ def prox_two_thirds_max(u: Tensor, mu: Tensor) -> Tensor:
     of anything for more."""
     magnitude = u.abs()
     largest = magnitude.amax(1, keepdim=True)
-    kept = _shrunk(largest, _per_row(mu, u))
+    kept = _shrunk(largest, per_row(mu, u))
     shrunk = torch.where(magnitude == largest, kept.expand_as(u), magnitude)
     return torch.where(kept > 0, shrunk, 0.0).copysign_(u)
 
@@ -172,8 +174,3 @@ def _length(u: Tensor) -> Tensor:
         return u.abs()
     length: Tensor = torch.linalg.vector_norm(u, dim=1, keepdim=True)
     return length
-
-
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
-    """(n,) as (n, 1, …), to go with `like`."""
-    return values.view(-1, *[1] * (like.ndim - 1))
