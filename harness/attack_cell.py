@@ -331,7 +331,8 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
             infos.append({**info, **likeness.facts(), "queries": queries})
     except BudgetSpent:
         flags.append(f"its queries were spent after {len(labels)} rounds")
-        columns = columns or _untouched(bench, assault, samples)
+        if columns is None:
+            columns, doubtful = _untouched(bench, assault, samples)
     if columns is None:
         raise PluginError("prepare() gave no round")
     small = np.int8 if assault.victim.predictor.classes <= np.iinfo(np.int8).max else np.int16
@@ -342,11 +343,13 @@ def _rounds(bench: Bench, assault: Assault, samples: Samples) -> tuple[Arrays, A
     return arrays, {**facts, "flags": [*facts["flags"], *flags]}, columns.examples()
 
 
-def _untouched(bench: Bench, assault: Assault, samples: Samples) -> Columns:
-    """What an attack that found nothing returns: the clean images."""
-    rows, columns = _attacked(bench, samples), _columns(bench, samples)
+def _untouched(bench: Bench, assault: Assault, samples: Samples) -> tuple[Columns, int]:
+    """What an attack that found nothing returns, the clean images, and at most how many of them
+    get another label alone."""
+    rows, columns, doubtful = _attacked(bench, samples), _columns(bench, samples), 0
     part = samples.at(rows)
     for threat in _grid(bench):
-        verdict, _ = _judged(assault.victim, part, part.x, threat, eight_bit=columns.eight_bit)
+        verdict, odd = _judged(assault.victim, part, part.x, threat, eight_bit=columns.eight_bit)
+        doubtful = max(doubtful, odd)
         columns.add(rows, verdict, Ledger(len(part.x)), part.x)
-    return columns
+    return columns, doubtful

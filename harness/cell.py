@@ -71,15 +71,14 @@ def failure(error: BaseException, bench: Bench | None = None) -> Result:
 
 
 def _place(error: BaseException, packages: Set[str]) -> str:
-    """' (file:line)' of the last frame that is of one of the packages: what their author wrote, not
-    the library's line below it. Of the innermost frame where none is."""
+    """' (file:line)' of the last frame of each of the packages: what their authors wrote, not the
+    library's line below it. Of the innermost frame where none is theirs."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    names = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
-    own = [at for at, name in zip(frames, names, strict=True) if name.split(".")[0] in packages]
-    if not frames:
-        return ""
-    frame, line = (own or frames)[-1]
-    return f" ({Path(frame.f_code.co_filename).name}:{line})"
+    last = {str(f.f_globals.get("__name__")).split(".")[0]: at for at, (f, _) in enumerate(frames)}
+    own = sorted(at for package, at in last.items() if package in packages)
+    shown = [frames[at] for at in own] or frames[-1:]
+    places = ", ".join(f"{Path(f.f_code.co_filename).name}:{line}" for f, line in shown)
+    return f" ({places})" if places else ""
 
 
 def fit(bench: Bench) -> Result:

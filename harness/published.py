@@ -64,14 +64,19 @@ def published(
 
 def _budgets(reader: Reader, grid: list[str]) -> str | list[str]:
     """One of the grid's, or a list of them, as texts."""
-    eps: str | list[str] = reader.take("eps", _texts, "a budget of the norm's grid, or several")
+    eps: str | list[str] = reader.take("eps", _texts, "a budget of the grid, or several, each once")
     for one in eps if isinstance(eps, list) else [eps]:
         _known("eps", one, grid, reader.where)
     return eps
 
 
 def _texts(value: Any) -> str | list[str]:
-    return [str(scalar(v)) for v in value] if isinstance(value, list) else str(scalar(value))
+    if not isinstance(value, list):
+        return str(scalar(value))
+    texts = [str(scalar(v)) for v in value]
+    if not texts or len(set(texts)) < len(texts):
+        raise ValueError
+    return texts
 
 
 def _figures(value: Any, eps: str | list[str], where: str) -> Iterator[tuple[str, float]]:

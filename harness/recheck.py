@@ -110,6 +110,9 @@ def _told_of_attack(cell: Cell, record: Record) -> str:
     if cell.attack is None:
         return ""
     known = {"access": access(cell.attack, cell.model), "kind": kind(cell.attack, cell.norm)}
+    rounds = record.arrays.get("round_label")
+    if rounds is not None and not np.array_equal(rounds[-1], record.arrays["label"]):
+        return "the labels of its last round are not its labels"
     if cell.norm != CORRUPTION:
         columns = (record.arrays["outcome"] == Outcome.UNSTABLE).sum(axis=0)
         # Of earlier rounds there are no outcomes: they may have had more.

@@ -157,8 +157,9 @@ def _meant(name: str, known: Iterable[str]) -> str:
     known = set(known)
     bare = name.partition("=")[0].rpartition(":")[0]
     if bare in known:
+        with_option = "" if name.endswith(":") else f" or '{name}=…'"
         return f", did you mean {bare!r}" + (
-            ", without options?" if "=" in name else f" or '{name}=…'?"
+            ", without options?" if "=" in name else f"{with_option}?"
         )
     plain, _, word = name.partition(":")
     members = {k.partition(":")[2]: k for k in sorted(known) if k.startswith(f"{plain}:")}

@@ -1,12 +1,14 @@
 """What an attack or a model does, good or bad, and what its cell makes of it."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import testkit_parts
 from support import board_text, run
 
+from harness.cell import failure
 from harness.errors import UsageError
 from harness.executors.inline import Inline
 from harness.executors.process import Process
@@ -347,6 +349,26 @@ def test_the_place_of_an_error_is_the_plugins_last_line_before_a_librarys(tmp_pa
     reason = ran.of("too_few_classes").reason
     assert re.fullmatch(r"IndexError: .* \(testkit_parts\.py:\d+\)", reason), reason
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_place_has_a_line_of_the_attacks_author_and_of_the_models():
+    def module(name, text):
+        names = {"__name__": name}
+        exec(compile(text, f"{name.replace('.', '/')}.py", "exec"), names)
+        return names
+
+    attack = module("acme.attack", "def climb(forward):\n    return forward(1)\n")
+    model = module("svm", "def forward(x):\n    return x + 'a'\n")
+    with pytest.raises(TypeError) as raised:
+        attack["climb"](model["forward"])
+    for packages, place in [
+        ({"acme", "svm"}, "(attack.py:2, svm.py:2)"),
+        ({"acme"}, "(attack.py:2)"),
+        (set(), "(svm.py:2)"),
+    ]:
+        reason = failure(raised.value, SimpleNamespace(packages=packages)).reason
+        assert reason.startswith("TypeError: ")
+        assert reason.endswith(place)
 
 
 @pytest.mark.parametrize("executor", [Inline, lambda: Process(1)])

@@ -553,6 +553,14 @@ def test_a_name_of_the_board_that_is_not_clear_blocks_only_what_asks_for_it(
     assert not (folder / "README.md").exists()
 
 
+def test_an_unknown_model_is_named_with_its_place(board, call):
+    folder = board(board_text(["tinny", "tiny"], ["ascend"]))
+    code, _, err = call("run", folder)
+    assert code == 2
+    assert f"{folder}/board.toml: models[0]: no model is called 'tinny'" in err
+    assert call("plan", folder, "--model", "tiny")[0] == 0
+
+
 def test_a_plugin_of_the_board_that_did_not_load_blocks_only_what_asks_for_it(board, call, plugin):
     plugin("import not_there")
     folder = board(board_text(["tiny"], ["acme/nudge", "ascend"]))

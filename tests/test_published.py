@@ -77,6 +77,10 @@ def test_of_several_budgets_there_is_a_figure_for_each():
         read(several.replace("0.75", '"0.75"'))
     with pytest.raises(UsageError, match=r"eps: '0.02' is not on the board"):
         read(several.replace("0.01]", "0.02]"))
+    with pytest.raises(UsageError, match=r"expected a budget of the grid, or several, each once"):
+        read(several.replace("0.01]", '"8/255"]'))
+    with pytest.raises(UsageError, match=r"several, each once, got \[\]"):
+        read(several.replace('["8/255", 0.01]', "[]"))
 
 
 @pytest.mark.parametrize(

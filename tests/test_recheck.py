@@ -47,7 +47,7 @@ FIT, ASCEND = "fit tiny seed 0", "ascend on tiny Linf seed 0"
         (["tiny", "noisy"], ["ascend", "wander:restarts=2", "student", "borrowed"], "Linf", ""),
         (["tiny"], ["shortest", "ascend:target=next"], "L2", ""),
         (["tiny"], ["ascend"], "L1", "all_samples = true"),
-        (["batchy"], ["wander"], "Linf", ""),
+        (["batchy"], ["wander", "student", "student:query_budget=5"], "Linf", ""),
         (["tiny"], ["misbehaves:how=ball", "misbehaves:how=nan", "misbehaves:how=box"], "Linf", ""),
     ],
 )
@@ -183,6 +183,23 @@ def test_what_an_attack_was_is_the_plans_word(tmp_path, name, forged):
     facts = ran.of("tiny", "ascend").facts
     rewrite(ran, "tiny", "ascend", facts={**facts, name: forged})
     assert checked(ran)[ASCEND] == f"its facts say {name} {forged!r}, not {facts[name]!r}"
+
+
+def test_what_a_corruption_was_is_the_plans_word_too(tmp_path):
+    ran = run(board_text(["tiny"], ["fog"], norm="corruption", eps=(0.1,)), tmp_path)
+    facts = ran.of("tiny", "fog").facts
+    rewrite(ran, "tiny", "fog", keep=False, facts={**facts, "access": "gradients"})
+    said = checked(ran)["fog on tiny corruption seed 0"]
+    assert said == f"its facts say access 'gradients', not {facts['access']!r}"
+
+
+def test_the_labels_of_the_last_round_are_the_rows(tmp_path):
+    ran = run(board_text(["tiny"], ["student"]), tmp_path, keep_examples=True)
+    labels = ran.of("tiny", "student").arrays["round_label"].copy()
+    labels[-1, 0] = (labels[-1, 0] + 1) % 3
+    lie(ran, "tiny", "student", round_label=labels)
+    said = checked(ran)["student on tiny Linf seed 0"]
+    assert said == "the labels of its last round are not its labels"
 
 
 def test_clean_labels_that_change_between_two_calls_are_not_kept_quiet(tmp_path):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import tempfile
 from functools import cache
 from typing import Any
@@ -29,7 +30,7 @@ from harness.api import Best, margin
 from harness_plugins.adapters.art_members import ART
 from harness_plugins.adapters.handles import Assault, Kind, Oracle
 
-TRIES = 1000  # of noise that grows; its other searches give up after 101 or find what they seek
+TRIES = 1000  # of noise that grows until every pixel is black or white
 GUIDES = 10  # random images that a guide is chosen from, one query each
 
 
@@ -84,17 +85,22 @@ class NoStartError(Exception):
 def _geoda(attack: Any, x: Tensor, y: Any) -> Tensor:
     """GeoDA keeps a table in the working folder, and reads what it finds there; and it tries noise
     until some fools, for ever where none does: here so often, and then the sample has no image."""
-    judge, failed = attack._is_adversarial, 0
+    fools, search = attack._is_adversarial, attack._find_random_adversarial
 
-    def ask(image: Any, label: Any) -> Any:
-        nonlocal failed
-        fools = judge(image, label)
-        failed = 0 if fools else failed + 1
-        if failed == TRIES:
-            raise NoStartError
-        return fools
+    def start(x: Any, y: Any) -> Any:
+        tries = itertools.count()
 
-    attack._is_adversarial = ask
+        def ask(image: Any, label: Any) -> Any:
+            if next(tries) == TRIES:
+                raise NoStartError
+            return fools(image, label)
+
+        attack._is_adversarial = ask
+        found = search(x=x, y=y)
+        attack._is_adversarial = fools
+        return found
+
+    attack._find_random_adversarial = start
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         try:
             return _generate(attack, x, y)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.api import Rng, Target, Threat
+from harness.api import Rng, Target, Threat, per_row
 from harness_plugins.adapters.members import GIVEN, MINIMUM, Member
 from harness_plugins.adapters.signatures import OPAQUE, REQUIRED, Parameter, parameters
 
@@ -171,11 +171,11 @@ class Kind:
         few = assault.at(standing)
         x_adv = self._made(chosen, few)
         finite = torch.isfinite(x_adv).flatten(1).all(dim=1)
-        x_adv = torch.where(_column(finite, x), x_adv, few.x)
+        x_adv = torch.where(per_row(finite, x), x_adv, few.x)
         if threat.norm == "L0":
             x_adv = torch.where((x_adv - few.x).abs() < ROUNDING, few.x, x_adv)
         fooled = few.target.labels(x_adv) != few.y
-        out[standing] = torch.where(_column(fooled, x), x_adv, few.x)
+        out[standing] = torch.where(per_row(fooled, x), x_adv, few.x)
         return out
 
     def _made(self, chosen: dict[str, Any], assault: Assault) -> Tensor:
@@ -201,10 +201,6 @@ class Kind:
 
 def _field(option: Parameter) -> Any:
     return field(default=option.default)
-
-
-def _column(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (x.ndim - 1))
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from harness.api import Best, Rng, Target, Threat
 from harness_plugins.attacks.penalty import (
     Schedule,
     Search,
+    as_rows,
     finite,
     fooled,
     movable,
-    per_row,
     shortfall,
     taken,
 )
@@ -146,12 +146,12 @@ class _Descent:
         """Adam's next: in place throughout, since this is what an iteration adds to its passes."""
         count = (search.turn + 1).double()
         m_share, v_share = 1 - MOMENTUM**count, (1 - MEMORY**count).sqrt()
-        gradient = self.gradient.mul_(per_row(search.c, self.x)).add_(self.delta, alpha=2)
+        gradient = self.gradient.mul_(as_rows(search.c, self.x)).add_(self.delta, alpha=2)
         gradient.mul_(self.t.square().neg_().add_(1).mul_(space.scale))
         self.m.lerp_(gradient, 1 - MOMENTUM)
         self.v.mul_(MEMORY).addcmul_(gradient, gradient, value=1 - MEMORY)
-        length = self.v.sqrt().add_(per_row(TINY * v_share, self.x))
-        self.w.addcdiv_(self.m * per_row(-rate * v_share / m_share, self.x), length)
+        length = self.v.sqrt().add_(as_rows(TINY * v_share, self.x))
+        self.w.addcdiv_(self.m * as_rows(-rate * v_share / m_share, self.x), length)
         self.w.clamp_(-space.limit, space.limit)
 
     def image(self, space: _Space) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,7 @@ class _Descent:
 
     def restart(self, over: Tensor) -> None:
         """Put samples whose round is over back to their clean images."""
-        back = per_row(over, self.x) > 0
+        back = as_rows(over, self.x) > 0
         self.w = torch.where(back, self.start, self.w)
         self.t = torch.where(back, self.origin, self.t)
         self.gradient = torch.where(back, self.first, self.gradient)

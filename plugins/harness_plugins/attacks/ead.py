@@ -13,10 +13,10 @@ from harness.api import Best, Rng, Target, Threat
 from harness_plugins.attacks.penalty import (
     Schedule,
     Search,
+    as_rows,
     finite,
     fooled,
     movable,
-    per_row,
     shortfall,
     taken,
 )
@@ -137,8 +137,8 @@ class _Walk:
     def shrunken(self, search: Search, rate: Tensor, beta: float) -> Tensor:
         """The step from y, less β in every pixel's difference from the clean one."""
         delta = self.y - self.x
-        move = self.gradient.mul_(per_row(search.c, self.x)).add_(delta, alpha=2)
-        delta.addcmul_(move, per_row(-rate, self.x))
+        move = self.gradient.mul_(as_rows(search.c, self.x)).add_(delta, alpha=2)
+        delta.addcmul_(move, as_rows(-rate, self.x))
         delta -= delta.clamp(-beta, beta)
         return delta
 
@@ -146,14 +146,14 @@ class _Walk:
         """Make it the image x⁽ᵏ⁺¹⁾, which is returned, and go k / (k + 3) of its way on."""
         k = search.turn.double()
         image = delta.add_(self.x).clamp_(threat.low, threat.high)
-        share = per_row(k / (k + 3), self.x)
+        share = as_rows(k / (k + 3), self.x)
         self.y = torch.addcmul(image, image - self.at, share).clamp_(threat.low, threat.high)
         self.at = image
         return image
 
     def restart(self, over: Tensor, clean: Tensor) -> None:
         """Put samples whose round is over back to their clean images."""
-        back = per_row(over, self.x) > 0
+        back = as_rows(over, self.x) > 0
         self.at = torch.where(back, self.x, self.at)
         self.y = torch.where(back, self.x, self.y)
         self.gradient = torch.where(back, self.first, self.gradient)

@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from harness.api import Best, Rng, Target, Threat
-from harness_plugins.attacks.penalty import Schedule, Search, finite, movable, per_row, taken
+from harness_plugins.attacks.penalty import Schedule, Search, as_rows, finite, movable, taken
 
 # Of those rows, at those points: f and its gradient.
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -91,7 +91,7 @@ class _Penalised:
         self.best.note(image, distance, success, self.search.rows[at])
         self.search.found[at] |= success
         value = distance.square() + c * other_than(scores, y).to(c.dtype)
-        return value, finite(gradient).mul_(per_row(c, image)).add_(delta, alpha=2)
+        return value, finite(gradient).mul_(as_rows(c, image)).add_(delta, alpha=2)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from harness.api import Loss, margin
+from harness.api import Loss, margin, per_row
 
 HELD = 0.9999  # a round goes on while each tenth of it brings its objective below this share
 
@@ -136,9 +136,9 @@ def finite(gradient: Tensor) -> Tensor:
     return gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def per_row(values: Tensor, like: Tensor) -> Tensor:
+def as_rows(values: Tensor, like: Tensor) -> Tensor:
     """(n,) as (n, 1, …), of the type of `like`."""
-    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return per_row(values.to(like.dtype), like)
 
 
 def movable(gradient: Tensor, scores: Tensor, y: Tensor) -> Tensor:
